@@ -1,0 +1,247 @@
+"""The contract of a host, and what all hosts share.
+
+Everything the engine awaits goes through its host. On asyncio and trio the host suspends; the
+inline host, on a thread without a loop, never does, so the calling thread itself drives the one
+engine coroutine to its end.
+"""
+
+from __future__ import annotations
+
+import select
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context, copy_context
+from types import TracebackType
+from typing import Any, ClassVar, Protocol, Self, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from asyncflow._backend.threads import Job, ThreadPool
+from asyncflow.abc import RunStore, Ticket
+
+__all__ = ["BREATH_INTERVAL", "Host", "LoopHost", "RunScope", "Signal", "breathe"]
+
+T = TypeVar("T")
+
+BREATH_INTERVAL = 0.005
+"""Seconds between two breaths, and between two yields to the loop: CPython's switch interval."""
+_BREATH = 0.0001
+_POLL = 0.002
+_READERS = 8
+
+
+def breathe() -> None:
+    """Block this thread for 0.1 ms, so that the store's thread gets the GIL.
+
+    A loop that always has something ready starves every other thread: the GIL is handed over by
+    force only after 5 ms without release, and each `select(0)` of the loop restarts that count.
+    Records then took 5 to 30 s to reach the disk. (`select` and not `time.sleep`: tools that look
+    for blocking calls on the loop would report every flow of theirs for these 0.1 ms.)
+    """
+    if sys.platform == "win32":
+        time.sleep(_BREATH)  # `select` takes no empty lists there
+    else:
+        select.select((), (), (), _BREATH)
+
+
+class Signal(ABC):
+    """Something that happens once: set from any thread, waited for on its host by one waiter."""
+
+    __slots__ = ("is_set",)
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    @abstractmethod
+    def set(self) -> None:
+        """Say that it has happened; a second time changes nothing."""
+
+    @abstractmethod
+    async def wait(self) -> None:
+        """Wait for it; a cancellation ends the wait."""
+
+
+class RunScope(Protocol):
+    """What can be cancelled: one attempt's body. A context manager around it, on its own task."""
+
+    caught: bool
+    """After the end: the body stopped because of this scope, and of nothing outside it."""
+    expired: bool
+    """Its deadline passed (and was the reason for the cancellation)."""
+
+    def cancel(self) -> None:
+        """Deliver a cancellation, once; after the end it does nothing. On the scope's host only."""
+        ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool: ...
+
+
+class _SignalTicket(Ticket):
+    __slots__ = ("signal",)
+
+    def __init__(self, wake: Callable[[list[Ticket]], None], signal: Signal) -> None:
+        super().__init__(wake)
+        self.signal = signal
+
+
+class Host(ABC):
+    """One loop, or one thread without a loop, as the engine sees it."""
+
+    is_inline: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self._next_relax = 0.0
+
+    # --- where and who
+
+    @abstractmethod
+    def here(self) -> bool:
+        """Whether the calling code runs on this host."""
+
+    @abstractmethod
+    def current_task(self) -> object:
+        """The backend's task that runs now; for the inline host, itself."""
+
+    def cancel_task(self, task: object) -> bool:  # noqa: ARG002  # only asyncio has a way
+        """Cancel a backend's task that hosts a run of ours; false where only a scope can do that."""
+        return False
+
+    @abstractmethod
+    def is_cancellation(self, exc: BaseException) -> bool:
+        """Whether `exc` is the backend's own cancellation."""
+
+    @abstractmethod
+    def post(self, fn: Callable[[], object]) -> None:
+        """Run `fn` on this host soon; from any thread. A host whose loop is closed ignores it."""
+
+    # --- waiting
+
+    @abstractmethod
+    def signal(self) -> Signal:
+        """A new signal for one waiter on this host."""
+
+    @abstractmethod
+    async def sleep(self, seconds: float) -> None:
+        """Wait; a cancellation ends the wait."""
+
+    @abstractmethod
+    async def settle(self, signal: Signal, seconds: float, *, breathing: bool = False) -> BaseException | None:
+        """Wait for `signal`, at most `seconds`, whatever happens meanwhile.
+
+        Cancellations and the first two Ctrl-C are held back; the last one is returned, for the
+        caller to raise when its own work is done. With `breathing`, the store's thread is given
+        the GIL every few milliseconds.
+        """
+
+    async def relax(self, store: RunStore, limit: int) -> None:
+        """Give way before a run begins: to other tasks of the loop, to the store, and to a disk that is behind."""
+        if store.backlog:
+            breathe()
+        await self.sleep(0)
+        self._next_relax = time.monotonic() + BREATH_INTERVAL
+        while store.backlog > limit:
+            await self.sleep(_POLL)
+
+    def wants_to_relax(self) -> bool:
+        """Whether `relax` is due: every 5 ms is enough, and in each run it would cost more than the run."""
+        return time.monotonic() >= self._next_relax
+
+    async def confirm(self, store: RunStore, seconds: float) -> tuple[bool, Exception | None, BaseException | None]:
+        """Wait until everything put into the store so far is on disk.
+
+        Gives whether it is, the store's error if it has one, and what was held back meanwhile.
+        """
+        ticket = _SignalTicket(self._wake, self.signal())
+        store.confirm(ticket)
+        held_back = None if ticket.done else await self.settle(ticket.signal, seconds, breathing=True)
+        return ticket.done and ticket.error is None, ticket.error, held_back
+
+    def _wake(self, tickets: list[Ticket]) -> None:
+        self.post(lambda: [ticket.signal.set() for ticket in tickets])  # type: ignore[attr-defined]
+
+    # --- running
+
+    @abstractmethod
+    async def run_blocking(self, fn: Callable[[], T]) -> T:
+        """Run a short blocking call of ours (opening or reading the store) where it blocks nobody."""
+
+    @abstractmethod
+    def scope(self, seconds: float | None) -> RunScope:
+        """A scope for one attempt, with a deadline in `seconds` or without one."""
+
+    def needs_scope(self, parent_task: object, task: object) -> bool:  # noqa: ARG002  # only trio has a use for it
+        """Whether a run whose parent is hosted by another task needs a scope to be cancelled by."""
+        return False
+
+    @abstractmethod
+    async def call_sync(
+        self,
+        fn: Callable[[], Any],
+        pool: ThreadPool,
+        grace: float,
+        on_cancel: Callable[[], None],
+        context: Context | None = None,
+    ) -> Job:
+        """Run a sync body where it blocks nobody, in `context` or a copy of this one, and give its job when it has ended.
+
+        A cancellation meanwhile calls `on_cancel` and is raised when the body has ended, or after
+        `grace` seconds (the job then goes on alone, `job.ended` is false).
+        """
+
+    @abstractmethod
+    async def run_async(self, fn: Callable[[], Awaitable[Any]]) -> Any:
+        """Run an async hook: on this loop, or on the process's own when this thread has none."""
+
+    @abstractmethod
+    async def protect(self, fn: Callable[[], Coroutine[Any, Any, None]], seconds: float) -> BaseException | None:
+        """Run `fn` to its end, undisturbed by cancellations, at most `seconds`; gives what was held back."""
+
+    @abstractmethod
+    def spawn(self, fn: Callable[[], Coroutine[Any, Any, None]], context: Context) -> None:
+        """Run `fn`, which must not raise, in a task of its own."""
+
+
+class LoopHost(Host):
+    """What asyncio and trio have in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._limiter: anyio.CapacityLimiter | None = None
+
+    async def run_blocking(self, fn: Callable[[], T]) -> T:
+        if self._limiter is None:  # our own: the default one is shared with the web framework
+            self._limiter = anyio.CapacityLimiter(_READERS)
+        return await anyio.to_thread.run_sync(fn, limiter=self._limiter)
+
+    async def call_sync(
+        self,
+        fn: Callable[[], Any],
+        pool: ThreadPool,
+        grace: float,
+        on_cancel: Callable[[], None],
+        context: Context | None = None,
+    ) -> Job:
+        signal = self.signal()
+        job = Job(context or copy_context(), fn, signal.set, self._enter_thread())
+        pool.start(job)
+        try:
+            await signal.wait()
+        except BaseException:
+            if not pool.discard(job):
+                on_cancel()
+                await self.settle(signal, grace)
+            raise
+        return job
+
+    async def run_async(self, fn: Callable[[], Awaitable[Any]]) -> Any:
+        return await fn()
+
+    def _enter_thread(self) -> Callable[[], Any] | None:
+        """Makes the context in which a worker thread reaches this loop with `anyio.from_thread`."""
+        return None

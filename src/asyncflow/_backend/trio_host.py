@@ -1,0 +1,135 @@
+"""The host on trio. Its cancellation is a level and its scopes are trio's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from types import TracebackType
+from typing import Any, Self
+
+import trio
+
+from asyncflow._backend.base import BREATH_INTERVAL, LoopHost, RunScope, Signal, breathe
+from asyncflow._backend.thread_context import worker_context
+
+__all__ = ["TrioHost"]
+
+_MOST_INTERRUPTS = 2
+
+
+class _Signal(Signal):
+    __slots__ = ("_event", "_host")
+
+    def __init__(self, host: TrioHost) -> None:
+        super().__init__()
+        self._host = host
+        self._event = trio.Event()
+
+    def set(self) -> None:
+        self.is_set = True
+        if self._host.here():
+            self._event.set()
+        else:
+            self._host.post(self._event.set)
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+class _Scope(RunScope):
+    __slots__ = ("_scope", "_seconds", "caught", "expired")
+
+    def __init__(self, seconds: float | None) -> None:
+        self._scope = trio.CancelScope()
+        self._seconds = seconds
+        self.caught = self.expired = False
+
+    def cancel(self) -> None:
+        self._scope.cancel()
+
+    def __enter__(self) -> Self:
+        if self._seconds is not None:
+            self._scope.deadline = trio.current_time() + self._seconds
+        self._scope.__enter__()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        suppressed = bool(self._scope.__exit__(exc_type, exc, tb))
+        self.caught = self._scope.cancelled_caught
+        self.expired = self.caught and self._scope.deadline <= trio.current_time()
+        return suppressed
+
+
+class TrioHost(LoopHost):
+    """The host of the trio run that goes on, on the thread it is made on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._root = trio.lowlevel.current_root_task()
+        self._token = trio.lowlevel.current_trio_token()
+
+    def here(self) -> bool:
+        try:
+            return trio.lowlevel.current_root_task() is self._root
+        except RuntimeError:  # no trio run on this thread
+            return False
+
+    def current_task(self) -> object:
+        return trio.lowlevel.current_task()
+
+    def is_cancellation(self, exc: BaseException) -> bool:
+        if isinstance(exc, BaseExceptionGroup):
+            # A nursery wraps what its children raise: a group of nothing but cancellations is one.
+            return exc.split(trio.Cancelled)[1] is None
+        return isinstance(exc, trio.Cancelled)
+
+    def post(self, fn: Callable[[], object]) -> None:
+        try:
+            self._token.run_sync_soon(fn)
+        except trio.RunFinishedError:  # nobody waits there any more
+            return
+
+    def signal(self) -> Signal:
+        return _Signal(self)
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+    async def settle(self, signal: Signal, seconds: float, *, breathing: bool = False) -> BaseException | None:
+        deadline = trio.current_time() + seconds
+        held_back: BaseException | None = None
+        interrupts = 0
+        with trio.CancelScope(shield=True):
+            while not signal.is_set and (left := deadline - trio.current_time()) > 0:
+                step = min(left, BREATH_INTERVAL) if breathing else left
+                try:
+                    with trio.move_on_after(step):
+                        await signal.wait()
+                except KeyboardInterrupt as exc:
+                    interrupts += 1
+                    if interrupts > _MOST_INTERRUPTS:
+                        raise
+                    held_back = exc
+                if breathing and not signal.is_set:
+                    breathe()
+        return held_back
+
+    def scope(self, seconds: float | None) -> RunScope:
+        return _Scope(seconds)
+
+    def needs_scope(self, parent_task: object, task: object) -> bool:
+        # Nothing else could cancel a run that a nursery outside of its parent's body hosts.
+        return parent_task is not task
+
+    async def protect(self, fn: Callable[[], Coroutine[Any, Any, None]], seconds: float) -> BaseException | None:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds):
+            await fn()
+        return None
+
+    def spawn(self, fn: Callable[[], Coroutine[Any, Any, None]], context: Context) -> None:
+        trio.lowlevel.spawn_system_task(fn, context=context)
+
+    def _enter_thread(self) -> Callable[[], Any]:
+        return worker_context()

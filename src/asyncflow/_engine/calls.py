@@ -1,0 +1,96 @@
+"""Calls: opening a run where it was called, and handing its outcome to the caller."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from asyncflow._backend.detect import host_here, loop_is_running_here
+from asyncflow._backend.inline import drive
+from asyncflow._engine.execution import execute
+from asyncflow._run import Run, Services
+from asyncflow._specs import Spec
+from asyncflow.clock import SystemClock
+from asyncflow.context import current_run, current_tags
+from asyncflow.exceptions import SyncCallOnEventLoopError
+from asyncflow.states import ABSENT, State
+
+__all__ = ["Home", "call_async", "call_sync", "deliver", "open_run"]
+
+_CLOCK = SystemClock()
+
+
+class Home(Protocol):
+    """Where outermost runs get their services from; the composition layer's `Runtime` machinery."""
+
+    def in_force(self) -> Services | None:
+        """The services of the open runtime, or None when none is open yet."""
+        ...
+
+    def open_default(self) -> Services:
+        """Open the process's default runtime. Blocks."""
+        ...
+
+
+async def call_async(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], return_state: bool) -> Any:
+    """A call that is awaited: of an async function, or of `acall` for either colour."""
+    run = await open_run(home, owner, spec, arguments)
+    await execute(run)
+    return deliver(run, return_state)
+
+
+def call_sync(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], return_state: bool) -> Any:
+    """A plain call of a sync function, on its caller's own thread."""
+    refuse_on_loop(spec)
+    run = drive(_run_to_end(home, owner, spec, arguments))
+    return deliver(run, return_state)
+
+
+def refuse_on_loop(spec: Spec) -> None:
+    """Raise where a sync body would block a running event loop."""
+    if loop_is_running_here():
+        raise SyncCallOnEventLoopError(spec.kind.value, getattr(spec.fn, "__name__", spec.name))
+
+
+async def _run_to_end(home: Home, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:
+    run = await open_run(home, owner, spec, arguments)
+    await execute(run)
+    return run
+
+
+async def open_run(
+    home: Home, owner: object, spec: Spec, arguments: dict[str, Any], parent: Run | None = None
+) -> Run:
+    """A run for a call made here: child of `parent` or of the current run, or an outermost one."""
+    parent = parent or current_run.get()
+    if parent is not None:
+        services = parent.services
+        host = parent.host if parent.host.here() else host_here(services.clock)
+    else:
+        services = home.in_force() or await host_here(_CLOCK).run_blocking(home.open_default)
+        host = host_here(services.clock)
+    tags = current_tags.get() | spec.options.tags  # type: ignore[operator]  # a frozenset since the options were checked
+    return Run(spec, arguments, parent=parent, host=host, services=services, owner=owner, tags=tags)
+
+
+def deliver(run: Run, return_state: bool) -> Any:
+    """The value, the exception or the state, for the caller; the run keeps none of them."""
+    error = run.error
+    passes = error is not None and not isinstance(error, Exception) and _always_passes(run, error)
+    state: State[Any] | None = run.state() if return_state and not passes else None
+    value, run.value, run.error, run.arguments = run.value, ABSENT, None, {}
+    try:
+        if state is not None:
+            return state
+        if error is not None:
+            raise error
+        return value
+    finally:
+        # An exception holds the frames it went through, and this one would hold the exception.
+        del error, state, value
+
+
+def _always_passes(run: Run, error: BaseException) -> bool:
+    """The caller's own cancellation and what ends the program are raised whatever was asked for."""
+    return run.host.is_cancellation(error) or isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+
+

@@ -1,0 +1,92 @@
+"""From an ending to a record: plain code, so that nothing comes between a body's end and its final state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from asyncflow._backend.base import RunScope
+from asyncflow._rules import Ending, ending_of_error
+from asyncflow._run import Cause, Run
+from asyncflow.exceptions import NotJSONError, RunCancelledError
+from asyncflow.logs import library_logger
+from asyncflow.serializers import encode, encode_error, error_summary
+from asyncflow.states import StateType
+
+__all__ = ["crash", "ending_of_raised", "ending_of_scope", "finish"]
+
+_BY_CALLER = "cancelled by its caller"
+
+
+def ending_of_raised(run: Run, error: BaseException) -> Ending:
+    """The ending of a body (or of the engine's own waiting for it) that raised."""
+    if run.host.is_cancellation(error):
+        message = run.cause.message if run.cause is not None else _BY_CALLER
+        return Ending(type=StateType.CANCELLED, message=message, error=error)
+    return ending_of_error(error)
+
+
+def ending_of_scope(run: Run, scope: RunScope) -> Ending:
+    """The ending of a body that its own scope stopped: by its deadline, or by the tree."""
+    if run.cause is None and scope.expired:
+        message = f"exceeded its timeout of {run.spec.options.timeout_seconds:g} seconds"
+        return Ending(
+            type=StateType.FAILED,
+            name="TimedOut",
+            message=message,
+            error=TimeoutError(f"{run.spec.kind.value} run {run.display_name!r} {message}"),
+        )
+    cause = run.cause or Cause("cancelled")
+    return Ending(type=StateType.CANCELLED, message=cause.message, error=RunCancelledError(cause.message))
+
+
+def finish(run: Run, ending: Ending) -> None:
+    """Record the final state. A run that already has one (given up as deaf) keeps it."""
+    if run.is_final:
+        return
+    if ending.type is StateType.COMPLETED:
+        ending = _keep_value(run, ending)
+    run.value = ending.value
+    run.error = ending.error
+    if ending.error is not None and ending.type is not StateType.CANCELLED:
+        run.error_json = encode_error(ending.error)
+    message = ending.message
+    if run.cause is not None and ending.type in (StateType.COMPLETED, StateType.FAILED):
+        message = f"{message or 'completed'} (after it was asked to stop: {run.cause.message})"
+    run.enter(ending.type, run.services.clock.now(), name=ending.name, message=message)
+
+
+def crash(run: Run, message: str) -> None:
+    """Record that a run ended without an ending of its own; does nothing when it has a final state."""
+    if not run.is_final:
+        run.enter(StateType.CRASHED, run.services.clock.now(), message=message)
+
+
+def _keep_value(run: Run, ending: Ending) -> Ending:
+    """Encode the value now, before the caller can change it, if it is to be persisted."""
+    asked = run.spec.options.persist_result
+    if not (run.services.settings.persist_results_by_default if asked is None else asked):
+        run.not_kept = "persist_result is off"
+        return ending
+    try:
+        run.result = encode(ending.value)
+    except NotJSONError as error:
+        if asked:
+            # The value was asked to be kept and cannot be: losing it silently would be worse.
+            return replace(ending_of_error(error), value=None)
+        run.not_kept = str(error)
+        _warn_once(run, error)
+    return ending
+
+
+def _warn_once(run: Run, error: NotJSONError) -> None:
+    if not run.spec.persistence_warned[0]:
+        run.spec.persistence_warned[0] = True
+        library_logger().warning(
+            "the result of %s %r is not kept (said once): %s", run.spec.kind.value, run.spec.name, error
+        )
+
+
+def describe(error: Any) -> str:
+    """One line about an exception, for messages."""
+    return error_summary(error)

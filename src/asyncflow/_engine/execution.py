@@ -1,0 +1,124 @@
+"""The life of one run: begin, attempts until the rules say stop, a final state, and what follows it."""
+
+from __future__ import annotations
+
+import random
+
+from asyncflow._engine.attempt import attempt
+from asyncflow._engine.endings import crash, ending_of_raised, finish
+from asyncflow._engine.hooks import allows_retry, name_of_run, run_hooks
+from asyncflow._names import slug
+from asyncflow._rules import Ending, ending_of_error
+from asyncflow._run import Run
+from asyncflow.exceptions import AsyncflowError, DurabilityError, RunEndedError
+from asyncflow.parameters import encode_parameters
+from asyncflow.retries import delay_after
+from asyncflow.states import State, StateType
+
+__all__ = ["execute"]
+
+_TEARING = (StateType.CANCELLED, StateType.CRASHED)
+
+
+async def execute(run: Run) -> None:
+    """Take a run from its call to its record.
+
+    When this returns, the run is final, `run.value` or `run.error` is what its caller gets, and
+    an outermost run is on disk. What it raises is not the body's: a cancellation or Ctrl-C that
+    came while the record was waited for, `DurabilityError`, or `RunEndedError` before the begin.
+    """
+    host, store = run.host, run.services.store
+    if host.wants_to_relax():
+        await host.relax(store, run.services.settings.queue_limit)
+    if not run.link():
+        raise RunEndedError(run.spec.name, run.parent.display_name if run.parent else "")
+    try:
+        try:
+            ending = await _attempts(run)
+        except BaseException as error:  # noqa: BLE001  # in a hook or between attempts; or Ctrl-C in the engine
+            ending = ending_of_raised(run, error)
+        finish(run, ending)
+    finally:
+        # Does something only when the lines above were torn apart themselves.
+        crash(run, "the engine was interrupted")
+        try:
+            await _after(run)
+        finally:
+            run.unlink()
+
+
+async def _attempts(run: Run) -> Ending:
+    services, options = run.services, run.spec.options
+    now = services.clock.now()
+    run.enter(StateType.PENDING, now)
+    try:
+        _prepare(run)
+    except Exception as error:  # noqa: BLE001  # the caller gets it; the run is Failed without having been Running
+        return ending_of_error(error)
+    while True:
+        run.run_count += 1
+        run.enter(StateType.RUNNING, now, name="Retrying" if run.run_count > 1 else None)
+        if options.on_running:
+            await run_hooks(run, StateType.RUNNING)
+        ending = await attempt(run)
+        if ending.type is not StateType.FAILED or run.run_count > options.retries or run.cause is not None:
+            return ending
+        if not await allows_retry(run, _state_of(run, ending)):
+            return ending
+        delay = delay_after(
+            run.run_count, options.retry_delay_seconds, options.retry_jitter_factor, random.random
+        )
+        now = services.clock.now()
+        run.enter(StateType.SCHEDULED, now, name="AwaitingRetry", message=ending.message, scheduled=now + delay)
+        del ending  # while we wait, the failed attempt's frames are nobody's business
+        await run.host.sleep(delay)
+        now = services.clock.now()
+
+
+def _prepare(run: Run) -> None:
+    """Check the parameters and give the run its name; whatever this raises fails the run."""
+    spec = run.spec
+    if spec.model is not None:
+        limit = run.services.settings.parameters_limit
+        try:
+            if spec.options.validate_parameters:
+                run.arguments = spec.model.validate(dict(run.arguments))
+        finally:  # also what was refused is on record
+            run.parameters_json = encode_parameters(run.arguments, flow=spec.name, limit=limit)
+        run.name = slug(run.id)
+    if spec.options.run_name is not None:
+        run.name = name_of_run(run)
+
+
+def _state_of(run: Run, ending: Ending) -> State[object]:
+    return State(
+        type=ending.type, name=ending.name or "", message=ending.message, data=ending.error, state_details=run.details()
+    )
+
+
+async def _after(run: Run) -> None:
+    """What follows the final state: the disk, then the hooks."""
+    services, host, type_ = run.services, run.host, run.status.type
+    if isinstance(run.error, GeneratorExit):
+        return  # the coroutine is being closed: it must not wait for anything
+    settings = services.settings
+    held_back: BaseException | None = None
+    if run.parent is None or run.spec.options.durability == "task":
+        on_disk, problem, held_back = await host.confirm(services.store, settings.durability_seconds)
+        if not on_disk and (run.error is None or isinstance(run.error, Exception)):
+            run.error = _not_durable(run, problem, run.error)
+    if type_ is not None and run.spec.options.hooks_for(type_):
+        if type_ in _TEARING:
+            # The run's own task is being torn down: its hooks still get their time.
+            held_back = await host.protect(lambda: run_hooks(run, type_), settings.hook_seconds) or held_back
+        else:
+            await run_hooks(run, type_)
+    if held_back is not None and (run.error is None or isinstance(run.error, Exception)):
+        raise held_back
+
+
+def _not_durable(run: Run, problem: Exception | None, cause: BaseException | None) -> AsyncflowError:
+    seconds = run.services.settings.durability_seconds
+    error = DurabilityError(run.display_name, run.state(), problem or f"no word from the disk within {seconds:g} seconds")
+    error.__cause__ = cause
+    return error

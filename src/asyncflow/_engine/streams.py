@@ -1,0 +1,415 @@
+"""Generators: runs that hand over items as their body makes them.
+
+An async stream's body runs in a task of its own, in its run's context, in step with its consumer:
+it stays at its `yield` until the next item is asked for. So no scope of the body ever lies around
+the consumer's code, and backpressure needs no buffer. A sync stream's body runs on its consumer's
+thread; its engine coroutine is suspended there at each item, and nowhere else.
+
+The object in the consumer's hand and the channel the body holds are two: when the consumer drops
+its object (a bare `break`), Python tells us, and the body is asked to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextvars import Context, copy_context
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, NoReturn, Self, TypeVar
+
+from asyncflow._backend.base import Host, Signal
+from asyncflow._backend.inline import InlineCancelled
+from asyncflow._engine.calls import Home, deliver, open_run, refuse_on_loop
+from asyncflow._engine.execution import execute
+from asyncflow._run import Cause, Run
+from asyncflow._specs import Colour, Spec
+from asyncflow.context import current_run
+from asyncflow.states import State
+
+__all__ = ["Stream", "SyncStream", "open_stream", "open_sync_stream"]
+
+Y_co = TypeVar("Y_co", covariant=True)
+_CLOSED = Cause("closed by its consumer")
+
+
+def open_stream(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], return_state: bool) -> Stream[Any]:
+    """A call of an async generator, or `.stream(...)` of either colour. Its run begins with the first item asked for."""
+    _refuse_return_state(spec, return_state)
+    return Stream(_Channel(home, owner, spec, arguments))
+
+
+def open_sync_stream(
+    home: Home, owner: object, spec: Spec, arguments: dict[str, Any], return_state: bool
+) -> SyncStream[Any]:
+    """A plain call of a sync generator."""
+    _refuse_return_state(spec, return_state)
+    refuse_on_loop(spec)
+    return SyncStream(_SyncChannel(home, owner, spec, arguments))
+
+
+def _refuse_return_state(spec: Spec, return_state: bool) -> None:
+    if return_state:
+        raise TypeError(f"{spec.name!r} yields its items: its state is `stream.state`, not return_state=True")
+
+
+# --- async ---------------------------------------------------------------------------------
+
+
+class _Channel:
+    """What the body's task and the consumer share."""
+
+    def __init__(self, home: Home, owner: object, spec: Spec, arguments: dict[str, Any]) -> None:
+        self.context = copy_context()
+        self.open = partial(open_run, home, owner, spec, arguments, self.context.get(current_run))
+        self.run: Run | None = None
+        self.done = False
+        self.busy = False
+        self.failure: BaseException | None = None
+        self._host: Host
+        self._item: Any = None
+        self._has_item = False
+        self._sent: Any = None
+        self._asked: Signal
+        self._answered: Signal
+        self._finished: Signal
+
+    # the consumer's side
+
+    async def ask(self, value: Any) -> Any:
+        """The next item; raises what the run raised, or `StopAsyncIteration` at its end."""
+        if self.busy:
+            raise RuntimeError("this stream is already waiting for its next item in another task")
+        if self.done:
+            raise StopAsyncIteration
+        self.busy = True
+        try:
+            await self._request(value)
+        except BaseException:
+            await self._give_up()
+            raise
+        finally:
+            self.busy = False
+        if self._has_item:
+            item, self._item, self._has_item = self._item, None, False
+            return item
+        self._raise_end()
+
+    async def _request(self, value: Any) -> None:
+        if self.run is None:
+            run = self.run = await self.open()
+            run.stream = self
+            self._host = host = run.host
+            self._asked, self._finished = host.signal(), host.signal()
+            self._answered = host.signal()
+            host.spawn(self._live, self.context)
+        else:
+            self._answered = self._host.signal()
+            self._sent = value
+            self._asked.set()
+        await self._answered.wait()
+
+    async def _give_up(self) -> None:
+        """The consumer was cancelled while it waited: so is the body, and its `finally` is waited for."""
+        run = self.run
+        if run is not None and not self.done:
+            self.stop(Cause("cancelled by its caller"))
+            await self._host.settle(self._finished, run.services.settings.grace_seconds)
+
+    def _raise_end(self) -> NoReturn:
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
+        assert self.run is not None
+        if self.run.error is not None:
+            deliver(self.run, False)
+        raise StopAsyncIteration
+
+    async def close(self) -> None:
+        """Ask the body to stop, and wait until its `finally` is done."""
+        if self.run is None:
+            self.done = True
+        elif not self.done:
+            self.stop()
+            await self._finished.wait()
+
+    # both sides
+
+    def stop(self, cause: Cause = _CLOSED) -> None:
+        """Ask the body to stop: a cancellation at its `yield`, or wherever it is. From any thread."""
+        run = self.run
+        if run is None or self.done:
+            self.done = True
+            return
+        if self._host.here():
+            self._stop(run, cause)
+        else:
+            self._host.post(partial(self._stop, run, cause))
+
+    def _stop(self, run: Run, cause: Cause) -> None:
+        run.mark(cause)
+        if run.scope is not None:
+            run.scope.cancel()
+
+    # the body's side
+
+    async def _live(self) -> None:
+        assert self.run is not None
+        try:
+            await execute(self.run)
+        except BaseException as error:  # noqa: BLE001  # the consumer gets it; a task of ours has nobody else
+            self.failure = error
+        finally:
+            self.done = True
+            self._answered.set()
+            self._finished.set()
+
+    async def produce(self, run: Run) -> None:
+        """The body of the attempt: take each item from the generator and hand it over."""
+        generator = run.spec.binder.call(run.spec.fn, run.arguments)
+        items = _AsyncItems(generator) if run.spec.colour is Colour.ASYNC_GENERATOR else _ThreadItems(run, generator)
+        value: Any = None
+        while True:
+            try:
+                item = await items.send(value)
+            except StopAsyncIteration:
+                return
+            try:
+                value = await self._hand_over(item)
+            except BaseException as error:
+                await items.stop(error)
+                raise
+
+    async def _hand_over(self, item: Any) -> Any:
+        self._asked = self._host.signal()
+        self._item, self._has_item = item, True
+        self._answered.set()
+        del item  # the consumer's alone from here on
+        await self._asked.wait()
+        value, self._sent = self._sent, None
+        return value
+
+
+class _AsyncItems:
+    """The items of an async generator."""
+
+    def __init__(self, generator: AsyncGenerator[Any, Any]) -> None:
+        self._generator = generator
+
+    async def send(self, value: Any) -> Any:
+        return await self._generator.asend(value)
+
+    async def stop(self, error: BaseException) -> None:
+        """Let the body see `error`, the cancellation, at its `yield`."""
+        try:
+            await self._generator.athrow(error)
+        except StopAsyncIteration:
+            return
+        except BaseException as raised:
+            if raised is not error:
+                raise
+            return
+        await self._generator.aclose()  # it yielded once more: now it must end
+
+
+class _ThreadItems:
+    """The items of a sync generator, each made in a worker thread, all in one context."""
+
+    def __init__(self, run: Run, generator: Generator[Any, Any, Any]) -> None:
+        self._run = run
+        self._generator = generator
+        self._context = copy_context()
+
+    async def send(self, value: Any) -> Any:
+        return await self._call(partial(_next, self._generator, value))
+
+    async def stop(self, error: BaseException) -> None:  # noqa: ARG002  # a sync body is told by GeneratorExit
+        async def close() -> None:
+            await self._call(self._generator.close)
+
+        await self._run.host.protect(close, self._run.services.settings.grace_seconds)
+
+    async def _call(self, fn: Callable[[], Any]) -> Any:
+        run = self._run
+        job = await run.host.call_sync(
+            fn, run.services.threads, run.services.settings.grace_seconds, _nothing, self._context
+        )
+        if job.error is not None:
+            raise job.error
+        return job.value
+
+
+def _next(generator: Generator[Any, Any, Any], value: Any) -> Any:
+    try:
+        return generator.send(value)
+    except StopIteration:
+        raise StopAsyncIteration from None  # a StopIteration cannot leave a coroutine
+
+
+def _nothing() -> None:
+    """A generator that is asked to stop gets there at its next `yield`; its state stays Running till then."""
+
+
+class Stream(AsyncGenerator[Y_co, Any], Generic[Y_co]):
+    """The items of a generator run: an async iterator that is its own context manager.
+
+    `async with` and `aclose()` return after the body's `finally`. Dropping the object (a bare
+    `break`) asks the body to stop; the run around it waits for that.
+    """
+
+    def __init__(self, channel: _Channel) -> None:
+        self._channel = channel
+
+    @property
+    def state(self) -> State[None] | None:
+        """The run's state; None before the first item was asked for."""
+        run = self._channel.run
+        return None if run is None else run.state()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Y_co:
+        return await self._channel.ask(None)  # type: ignore[no-any-return]
+
+    async def asend(self, value: Any) -> Y_co:
+        """Like a generator's: `value` is what the body's `yield` gives."""
+        return await self._channel.ask(value)  # type: ignore[no-any-return]
+
+    async def athrow(self, typ: Any, val: Any = None, tb: TracebackType | None = None) -> Y_co:
+        """Close the stream and raise the exception here: what the consumer threw is the consumer's."""
+        await self.aclose()
+        error = typ() if isinstance(typ, type) and val is None else val if val is not None else typ
+        raise error.with_traceback(tb)
+
+    async def aclose(self) -> None:
+        """Stop the body and wait until its `finally` is done; does nothing after the end."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        self._channel.stop()
+
+
+# --- sync ----------------------------------------------------------------------------------
+
+
+class _Emit:
+    """Awaiting it suspends the engine's coroutine with an item; what `send` was given comes back."""
+
+    __slots__ = ("item",)
+
+    def __init__(self, item: Any) -> None:
+        self.item = item
+
+    def __await__(self) -> Generator[_Emit, Any, Any]:
+        return (yield self)
+
+
+class _SyncChannel:
+    """The engine's coroutine of a sync stream, driven item by item by its consumer."""
+
+    def __init__(self, home: Home, owner: object, spec: Spec, arguments: dict[str, Any]) -> None:
+        self.context: Context = copy_context()
+        self.open = partial(open_run, home, owner, spec, arguments, self.context.get(current_run))
+        self.run: Run | None = None
+        self.done = False
+        self._coroutine = self._live()
+        self._begun = False
+
+    async def _live(self) -> None:
+        run = self.run = await self.open()
+        run.stream = self
+        await execute(run)
+
+    async def produce(self, run: Run) -> None:
+        """The body of the attempt: hand over each item where it is made."""
+        generator = run.spec.binder.call(run.spec.fn, run.arguments)
+        value: Any = None
+        while True:
+            try:
+                item = generator.send(value)
+            except StopIteration:
+                return
+            try:
+                value = await _Emit(item)
+            except BaseException:
+                generator.close()
+                raise
+
+    def step(self, value: Any) -> Any:
+        if self.done:
+            raise StopIteration
+        sent = value if self._begun else None
+        self._begun = True
+        try:
+            emitted: _Emit = self.context.run(self._coroutine.send, sent)
+        except StopIteration:
+            self.done = True
+            if self.run is not None and self.run.error is not None:
+                deliver(self.run, False)
+            raise
+        except BaseException:
+            self.done = True
+            raise
+        return emitted.item
+
+    def stop(self, cause: Cause = _CLOSED) -> None:
+        """End the body at its `yield`, now, on this thread."""
+        if self.done:
+            return
+        self.done = True
+        if not self._begun or self.run is None:
+            self._coroutine.close()
+            return
+        self.run.mark(cause)
+        try:
+            self.context.run(self._coroutine.throw, InlineCancelled())
+        except StopIteration:
+            error = self.run.error
+            if error is not None and not isinstance(error, InlineCancelled):
+                deliver(self.run, False)  # what the body's `finally` raised
+
+
+class SyncStream(Generator[Y_co, Any, None], Generic[Y_co]):
+    """The items of a sync generator run, on the consumer's thread. Also a context manager."""
+
+    def __init__(self, channel: _SyncChannel) -> None:
+        self._channel = channel
+
+    @property
+    def state(self) -> State[None] | None:
+        """The run's state; None before the first item was asked for."""
+        run = self._channel.run
+        return None if run is None else run.state()
+
+    def send(self, value: Any) -> Y_co:
+        """Like a generator's: `value` is what the body's `yield` gives."""
+        return self._channel.step(value)  # type: ignore[no-any-return]
+
+    def throw(self, typ: Any, val: Any = None, tb: TracebackType | None = None) -> Y_co:
+        """Close the stream and raise the exception here: what the consumer threw is the consumer's."""
+        self.close()
+        error = typ() if isinstance(typ, type) and val is None else val if val is not None else typ
+        raise error.with_traceback(tb)
+
+    def close(self) -> None:
+        """End the body at its `yield`; does nothing after the end."""
+        self._channel.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._channel.stop()

@@ -1,0 +1,273 @@
+"""The row of a run: what a store keeps, as plain columns, and the records made from it.
+
+Both stores keep these same columns, so that what a reader sees cannot differ between them. Times
+are integers, microseconds since 1970 UTC; ids are 16 bytes; everything structured is JSON text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from asyncflow.ids import state_id
+from asyncflow.runs import FlowRun, LogRecord, TaskRun
+from asyncflow.states import State, StateDetails, StateType
+
+__all__ = [
+    "FIRST_FINAL",
+    "FLOW",
+    "STAND_IN",
+    "STATE_CODES",
+    "STATE_TYPES",
+    "TASK",
+    "LogRow",
+    "RunRow",
+    "default_task_run_name",
+    "flow_run_of",
+    "log_record_of",
+    "microseconds",
+    "moment",
+    "state_of",
+    "states_of",
+    "storable",
+    "task_run_of",
+]
+
+FLOW = 0
+TASK = 1
+STAND_IN = 2
+"""A task run that stands for a nested flow in its parent."""
+
+STATE_TYPES = tuple(StateType)
+"""A row holds a state type as its position here: final ones are COMPLETED's and above."""
+STATE_CODES = {type_: code for code, type_ in enumerate(STATE_TYPES)}
+FIRST_FINAL = STATE_CODES[StateType.COMPLETED]
+
+
+class RunRow(NamedTuple):
+    """One run's newest state, and what is needed to tell its history."""
+
+    id: bytes
+    kind: int
+    """FLOW, TASK or STAND_IN."""
+    parent_id: bytes | None
+    """The run whose body called this one; for a nested flow, its STAND_IN. None for an outermost run."""
+    flow_run_id: bytes | None
+    """The nearest flow run around it; None outside of any flow."""
+    function: str
+    """The flow's or task's name."""
+    key: str
+    """What identifies the function across processes: a task's key, a flow's name."""
+    name: str | None
+    """The run's name; None for a task run's default, `{function}-{last 3 hex digits of id}`."""
+    state: int
+    """Position in STATE_TYPES."""
+    state_name: str | None
+    """None when it is the type's default."""
+    message: str | None
+    created: int
+    started: int | None
+    ended: int | None
+    run_count: int
+    seq: int
+    """Number of states the run has been in: a write with a lower one is stale and ignored."""
+    tags: str | None
+    parameters: str | None
+    result: str | None
+    """JSON of the value of a completed run that is persisted."""
+    result_file: str | None
+    """JSON {"path", "sha256", "size"}: where a value over 64 KiB is instead; the path is relative to home."""
+    error: str | None
+    """JSON of the exception of a failed or crashed run."""
+    history: str | None
+    """JSON list of all states when they are not the plain Pending, Running, final; see `states_of`."""
+    details: str | None
+    """JSON object of rarer facts: flow version, child_flow_run_id, why a result was not kept, ..."""
+
+
+class LogRow(NamedTuple):
+    """One line logged by a run."""
+
+    flow_run_id: bytes | None
+    task_run_id: bytes | None
+    timestamp: int
+    level: int
+    logger: str
+    message: str
+
+
+# --- times ---------------------------------------------------------------------------------
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def moment(column: int) -> datetime:
+    """The aware UTC time of a column, to the microsecond (dividing by a million would round)."""
+    return _EPOCH + timedelta(microseconds=column)
+
+
+def microseconds(time: datetime) -> int:
+    """The column of an aware time."""
+    return (time - _EPOCH) // _MICROSECOND
+
+
+def _moment(column: int | None) -> datetime | None:
+    return None if column is None else moment(column)
+
+
+# --- states --------------------------------------------------------------------------------
+
+
+def state_of(row: RunRow) -> State[Any]:
+    """The run's newest state, without data: `client.read_result` reads that."""
+    entries = _history(row)
+    return _state(row, len(entries) - 1, entries[-1])
+
+
+def states_of(row: RunRow) -> list[State[Any]]:
+    """All states the run has been in, oldest first, without data."""
+    return [_state(row, sequence, entry) for sequence, entry in enumerate(_history(row))]
+
+
+def _history(row: RunRow) -> list[Sequence[Any]]:
+    """A list of (type code, name, message, time, facts); the `history` column when there is one.
+
+    Nearly every run is Pending, Running, then ended: its times and its newest state say all.
+    """
+    if row.history is not None:
+        history: list[Sequence[Any]] = json.loads(row.history)
+        return history
+    entries: list[Sequence[Any]] = [(STATE_CODES[StateType.PENDING], None, None, row.created)]
+    if row.started is not None:
+        entries.append((STATE_CODES[StateType.RUNNING], None, None, row.started))
+    if row.ended is not None:
+        entries.append((row.state, None, None, row.ended))
+    facts = {"scheduled_time": _details(row).get("scheduled_time")}
+    entries[-1] = (row.state, row.state_name, row.message, entries[-1][3], facts)
+    return entries
+
+
+def _state(row: RunRow, sequence: int, entry: Sequence[Any]) -> State[Any]:
+    facts: dict[str, Any] = entry[4] if len(entry) > 4 else {}
+    return State(
+        type=STATE_TYPES[entry[0]],
+        name=entry[1] or "",
+        message=entry[2],
+        timestamp=moment(entry[3]),
+        state_details=_state_details(row, facts or {}),
+        id=state_id(row.id, sequence),
+    )
+
+
+def _state_details(row: RunRow, facts: dict[str, Any]) -> StateDetails:
+    is_flow = row.kind == FLOW
+    return StateDetails(
+        flow_run_id=_uuid(row.id if is_flow else row.flow_run_id),
+        task_run_id=None if is_flow else _uuid(row.id),
+        child_flow_run_id=_child_flow_run_id(row),
+        parent_task_run_id=_uuid(row.parent_id) if is_flow else None,
+        scheduled_time=_moment(facts.get("scheduled_time")),
+        cache_key=facts.get("cache_key"),
+        cache_expiration=_moment(facts.get("cache_expiration")),
+        retriable=facts.get("retriable"),
+    )
+
+
+# --- runs ----------------------------------------------------------------------------------
+
+
+def default_task_run_name(function: str, run_id: bytes) -> str:
+    """The name of a task run that was given none."""
+    return f"{function}-{run_id.hex()[-3:]}"
+
+
+def flow_run_of(row: RunRow) -> FlowRun:
+    """The record of a flow's run (a row of kind FLOW)."""
+    details = _details(row)
+    parent = details.get("parent_flow_run_id")
+    return FlowRun(
+        **_common(row),
+        name=row.name or row.function,
+        flow_name=row.function,
+        flow_version=details.get("version"),
+        parameters={} if row.parameters is None else json.loads(row.parameters),
+        parent_flow_run_id=_uuid(row.flow_run_id) if parent is None else UUID(parent),
+        parent_task_run_id=_uuid(row.parent_id),
+        deployment_id=_uuid_of_text(details.get("deployment_id")),
+    )
+
+
+def task_run_of(row: RunRow) -> TaskRun:
+    """The record of a task's run (a row of kind TASK or STAND_IN)."""
+    return TaskRun(
+        **_common(row),
+        name=row.name or default_task_run_name(row.function, row.id),
+        task_name=row.function,
+        task_key=row.key,
+        flow_run_id=_uuid(row.flow_run_id),
+        # Called by the flow's body itself, it has no task above it.
+        parent_task_run_id=None if row.parent_id == row.flow_run_id else _uuid(row.parent_id),
+        child_flow_run_id=_child_flow_run_id(row),
+    )
+
+
+def log_record_of(row: LogRow) -> LogRecord:
+    """The record of a log line."""
+    return LogRecord(
+        timestamp=moment(row.timestamp),
+        level=row.level,
+        name=row.logger,
+        message=row.message,
+        flow_run_id=_uuid(row.flow_run_id),
+        task_run_id=_uuid(row.task_run_id),
+    )
+
+
+def _common(row: RunRow) -> dict[str, Any]:
+    return {
+        "id": UUID(bytes=row.id),
+        "state": state_of(row),
+        "run_count": row.run_count,
+        "tags": () if row.tags is None else tuple(json.loads(row.tags)),
+        "created": moment(row.created),
+        "start_time": _moment(row.started),
+        "end_time": _moment(row.ended),
+    }
+
+
+def _details(row: RunRow) -> dict[str, Any]:
+    details: dict[str, Any] = {} if row.details is None else json.loads(row.details)
+    return details
+
+
+def _child_flow_run_id(row: RunRow) -> UUID | None:
+    return _uuid_of_text(_details(row).get("child_flow_run_id")) if row.kind == STAND_IN else None
+
+
+def _uuid(value: bytes | None) -> UUID | None:
+    return None if value is None else UUID(bytes=value)
+
+
+def _uuid_of_text(value: str | None) -> UUID | None:
+    return None if value is None else UUID(value)
+
+
+# --- what a column can hold ----------------------------------------------------------------
+
+_INTEGER = range(-(2**63), 2**63)
+
+
+def storable(value: Any) -> Any:
+    """`value` as any store can keep it: half surrogate pairs escaped, integers within 64 bits.
+
+    A log message or a name may hold such a thing. It must not keep the rows beside it from disk.
+    """
+    if value is None or isinstance(value, bytes | float):
+        return value
+    if isinstance(value, int):
+        return value if value in _INTEGER else max(min(value, _INTEGER[-1]), _INTEGER[0])
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,427 @@
+"""The live run: one private, mutable object per run, from its call to its record.
+
+The runs of a call form a tree of their own, and the tree decides: a run knows its parent and its
+open children, and the first cause of its cancelling. (The backends' scopes cannot: children under
+`asyncio.gather` inherit none.) Frozen records are made from it when somebody looks; replacing them
+at each step cost more than the rest of the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID
+
+import orjson
+
+from asyncflow._backend.base import Host, RunScope, Signal
+from asyncflow._backend.threads import ThreadPool
+from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, TASK, RunRow
+from asyncflow._rules import check_transition
+from asyncflow._specs import Spec
+from asyncflow.abc import Clock, ResultStore, RunStore
+from asyncflow.ids import new_id, state_id
+from asyncflow.runs import FlowRun, TaskRun
+from asyncflow.settings import Settings
+from asyncflow.states import ABSENT, State, StateDetails, StateType
+
+__all__ = ["Cause", "Run", "Services"]
+
+_MICRO = 1_000_000
+_LAST_PLAIN_STATE = 3
+_PLAIN = {(0, StateType.PENDING), (1, StateType.RUNNING)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What a runtime gives to the runs in it."""
+
+    store: RunStore
+    results: ResultStore | None
+    """Where large values are read back from; None when rows carry everything."""
+    settings: Settings
+    clock: Clock
+    threads: ThreadPool
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a run is being cancelled. The first one wins and is the same for the whole subtree."""
+
+    message: str
+
+
+class Producer(Protocol):
+    """What a generator's run does instead of calling its function."""
+
+    async def produce(self, run: Run) -> None:
+        """Hand over each item; returns when there are no more."""
+        ...
+
+    def stop(self) -> None:
+        """Ask the body to stop."""
+        ...
+
+
+class Status(NamedTuple):
+    """A run's newest state, replaced as a whole: the store's thread never sees half of one."""
+
+    seq: int
+    """Number of states so far."""
+    type: StateType | None
+    name: str | None
+    message: str | None
+
+
+_UNBORN = Status(0, None, None, None)
+
+
+class Run:
+    """One call of a flow or task while it lasts. Touched on its host only, except where said."""
+
+    __slots__ = (
+        "__weakref__",
+        "arguments",
+        "cause",
+        "children",
+        "closing",
+        "created",
+        "drained",
+        "ended",
+        "error",
+        "error_json",
+        "flow_run_id",
+        "history",
+        "host",
+        "id",
+        "kind",
+        "name",
+        "not_kept",
+        "owner",
+        "parameters_json",
+        "parent",
+        "queued",
+        "result",
+        "root_id",
+        "run_count",
+        "scheduled_time",
+        "scope",
+        "services",
+        "spec",
+        "stand_in_id",
+        "started",
+        "status",
+        "stream",
+        "tags",
+        "task",
+        "value",
+    )
+
+    def __init__(
+        self,
+        spec: Spec,
+        arguments: dict[str, Any],
+        *,
+        parent: Run | None,
+        host: Host,
+        services: Services,
+        owner: object,
+        tags: frozenset[str],
+    ) -> None:
+        self.spec = spec
+        self.owner = owner
+        self.arguments: Mapping[str, Any] = arguments
+        self.parent = parent
+        self.host = host
+        self.services = services
+        self.kind = FLOW if spec.is_flow else TASK
+        self.stand_in_id: bytes | None = None
+        if parent is None:
+            self.id = self.root_id = new_id()
+            self.flow_run_id: bytes | None = None
+        else:
+            if spec.is_flow:  # before its own id: the task run that stands for it comes first
+                self.stand_in_id = new_id()
+            self.id = new_id()
+            self.root_id = parent.root_id
+            self.flow_run_id = parent.id if parent.kind == FLOW else parent.flow_run_id
+        self.name: str | None = None
+        self.tags = tags
+        self.parameters_json: str | None = None
+
+        self.status = _UNBORN
+        self.created = 0
+        self.started: int | None = None
+        self.ended: int | None = None
+        self.scheduled_time: int | None = None
+        self.run_count = 0
+        self.history: list[list[Any]] | None = None
+        self.queued = False
+
+        self.value: Any = ABSENT
+        self.error: BaseException | None = None
+        self.result: str | None = None
+        self.error_json: str | None = None
+        self.not_kept: str | None = None
+
+        self.task: object = None
+        """The backend's task its body runs in."""
+        self.children: dict[Run, None] | None = None
+        """Open runs called under this one, in the order they began; made with the first."""
+        self.closing = False
+        """Set when the body has ended: nothing may begin under it any more."""
+        self.drained: Signal | None = None
+        self.cause: Cause | None = None
+        self.scope: RunScope | None = None
+        self.stream: Producer | None = None
+
+    # --- the tree
+
+    def link(self) -> bool:
+        """Join the parent's open children; false when the parent takes none any more.
+
+        Safe on any thread without a lock: the child enters *before* it looks at `closing`, and
+        the parent closes before it looks at its children, so at least one sees the other.
+        """
+        parent = self.parent
+        if parent is None:
+            return True
+        if parent.children is None:
+            parent.children = {}
+        parent.children[self] = None
+        if parent.closing:
+            self.unlink()
+            return False
+        return True
+
+    def unlink(self) -> None:
+        """Leave the parent's open children, and wake the parent if it waits for its last one."""
+        parent = self.parent
+        if parent is None or parent.children is None:
+            return
+        parent.children.pop(self, None)
+        drained = parent.drained
+        if drained is not None and not parent.children:
+            drained.set()
+
+    def mark(self, cause: Cause) -> None:
+        """Give this run and everything open below it a cause, where there is none yet."""
+        pending = [self]
+        while pending:
+            run = pending.pop()
+            if run.cause is None:
+                run.cause = cause
+            pending.extend(run.children or ())
+
+    # --- its states
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it has its final state."""
+        type_ = self.status.type
+        return type_ is not None and type_.is_final
+
+    def enter(
+        self,
+        type_: StateType,
+        now: float,
+        *,
+        name: str | None = None,
+        message: str | None = None,
+        scheduled: float | None = None,
+    ) -> None:
+        """Go to a state and queue its record.
+
+        Plain code: no await and no I/O, so nothing can come between what happened and its record.
+        """
+        seq, before, _, _ = self.status
+        check_transition(before, type_)
+        at = int(now * _MICRO)
+        if seq:
+            at = max(at, self._latest())  # the wall clock may be set back; a history does not go back
+        if self.history is None and not _stays_plain(seq, type_, name, message):
+            self.history = self._plain_history()
+        if self.history is not None:
+            entry: list[Any] = [STATE_CODES[type_], name, message, at]
+            if scheduled is not None:
+                entry.append({"scheduled_time": int(scheduled * _MICRO)})
+            self.history.append(entry)
+        if type_ is StateType.RUNNING:
+            if self.started is None:
+                self.started = at
+        elif type_.is_final:
+            self.ended = at
+        elif seq == 0:
+            self.created = at
+        self.scheduled_time = None if scheduled is None else int(scheduled * _MICRO)
+        # Last: whoever sees the new status also sees everything that belongs to it.
+        self.status = Status(seq + 1, type_, name, message)
+        if not self.queued:
+            self.services.store.put(self)
+
+    def _latest(self) -> int:
+        if self.history is not None:
+            return int(self.history[-1][3])
+        return self.started if self.started is not None else self.created
+
+    def _plain_history(self) -> list[list[Any]]:
+        """The states so far, none of them final, written out."""
+        history: list[list[Any]] = []
+        if self.status.seq:
+            history.append([STATE_CODES[StateType.PENDING], None, None, self.created])
+        if self.started is not None:
+            history.append([STATE_CODES[StateType.RUNNING], None, None, self.started])
+        return history
+
+    # --- what others see
+
+    @property
+    def display_name(self) -> str:
+        """The run's name."""
+        return self.name or f"{self.spec.name}-{self.id.hex()[-3:]}"
+
+    def state(self) -> State[Any]:
+        """Its newest state, as a record."""
+        seq, known, name, message = self.status
+        type_ = known or StateType.PENDING
+        return State(
+            type=type_,
+            name=name or "",
+            message=message,
+            data=self._data(type_),
+            timestamp=_time(self.ended if type_.is_final else self._latest()),
+            state_details=self.details(),
+            id=state_id(self.id, max(seq - 1, 0)),
+        )
+
+    def __del__(self) -> None:
+        # The net below all others: whatever tore the engine apart (a Ctrl-C inside its own code,
+        # a loop closed in the middle), a run that nobody can finish any more is recorded Crashed.
+        if self.status.seq and not self.is_final:
+            with suppress(Exception):
+                self.enter(StateType.CRASHED, self.services.clock.now(), message="it was abandoned before it ended")
+
+    def _data(self, type_: StateType) -> Any:
+        if type_ is StateType.COMPLETED:
+            return self.value
+        return self.error if self.error is not None else ABSENT
+
+    def details(self) -> StateDetails:
+        own = UUID(bytes=self.id)
+        if self.kind == FLOW:
+            stand_in = None if self.stand_in_id is None else UUID(bytes=self.stand_in_id)
+            return StateDetails(flow_run_id=own, parent_task_run_id=stand_in, scheduled_time=_maybe_time(self.scheduled_time))
+        return StateDetails(flow_run_id=_maybe_id(self.flow_run_id), task_run_id=own, scheduled_time=_maybe_time(self.scheduled_time))
+
+    def record(self) -> FlowRun | TaskRun:
+        """This run as a frozen record."""
+        common: dict[str, Any] = {
+            "id": UUID(bytes=self.id),
+            "name": self.display_name,
+            "state": self.state(),
+            "run_count": self.run_count,
+            "tags": tuple(sorted(self.tags)),
+            "created": _time(self.created),
+            "start_time": _maybe_time(self.started),
+            "end_time": _maybe_time(self.ended),
+        }
+        if self.kind == FLOW:
+            return FlowRun(
+                **common,
+                flow_name=self.spec.name,
+                flow_version=self.spec.options.version,
+                parameters=dict(self.arguments),
+                parent_flow_run_id=_maybe_id(self.flow_run_id),
+                parent_task_run_id=_maybe_id(self.stand_in_id),
+            )
+        parent = self.parent
+        return TaskRun(
+            **common,
+            task_name=self.spec.name,
+            task_key=self.spec.key,
+            flow_run_id=_maybe_id(self.flow_run_id),
+            parent_task_run_id=UUID(bytes=parent.id) if parent is not None and parent.kind == TASK else None,
+        )
+
+    def rows(self) -> tuple[RunRow, ...]:
+        """What the store is to write. Called from the store's thread, while this run may go on."""
+        seq, known, name, message = self.status
+        type_ = known or StateType.PENDING
+        final = type_.is_final
+        parent = self.parent
+        row = RunRow(
+            self.id,
+            self.kind,
+            self.stand_in_id or (None if parent is None else parent.id),
+            self.flow_run_id,
+            self.spec.name,
+            self.spec.key,
+            self.name,
+            STATE_CODES[type_],
+            name,
+            message,
+            self.created,
+            self.started,
+            self.ended if final else None,
+            self.run_count,
+            seq,
+            _json(sorted(self.tags)) if self.tags else None,
+            self.parameters_json,
+            self.result if final else None,
+            None,
+            self.error_json if final else None,
+            _json(self.history[:seq]) if self.history is not None else None,
+            self._details_json(),
+        )
+        if self.stand_in_id is None or parent is None:
+            return (row,)
+        stand_in = row._replace(
+            id=self.stand_in_id,
+            kind=STAND_IN,
+            parent_id=parent.id,
+            parameters=None,
+            result=None,
+            details=_json({"child_flow_run_id": str(UUID(bytes=self.id))}),
+        )
+        return (stand_in, row)
+
+    def _details_json(self) -> str | None:
+        details: dict[str, Any] = {}
+        if self.kind == FLOW:
+            if self.spec.options.version is not None:
+                details["version"] = self.spec.options.version
+            if self.flow_run_id is not None:
+                details["parent_flow_run_id"] = str(UUID(bytes=self.flow_run_id))
+        if self.not_kept is not None:
+            details["not_kept"] = self.not_kept
+        if self.scheduled_time is not None:
+            details["scheduled_time"] = self.scheduled_time
+        return _json(details) if details else None
+
+
+def _stays_plain(seq: int, type_: StateType, name: str | None, message: str | None) -> bool:
+    """Whether three time columns still tell the history: Pending, Running, then a final state."""
+    if type_.is_final:
+        return seq < _LAST_PLAIN_STATE
+    if name is not None or message is not None:
+        return False
+    return (seq, type_) in _PLAIN
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _time(at: int | None) -> datetime:
+    return datetime.fromtimestamp((at or 0) / _MICRO, UTC)
+
+
+def _maybe_time(at: int | None) -> datetime | None:
+    return None if at is None else _time(at)
+
+
+def _maybe_id(value: bytes | None) -> UUID | None:
+    return None if value is None else UUID(bytes=value)

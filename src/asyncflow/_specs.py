@@ -1,0 +1,241 @@
+"""What was declared: frozen records of a decorated function and its options.
+
+They stand *below* the engine, and the `Flow` and `Task` objects that people hold stand above it,
+so that the engine never needs to know those. (Where the decorator object calls the engine and the
+engine imports the decorator object, every module ends up in one cycle.)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from functools import partial
+from typing import Any, Literal, TypeAlias, TypedDict
+
+from asyncflow.exceptions import NotAFunctionError, OptionError
+from asyncflow.parameters import Binder, ParameterModel
+from asyncflow.retries import Delay, Seconds, seconds_of
+from asyncflow.states import State, StateType
+
+__all__ = ["Colour", "FlowOptions", "Hook", "Kind", "Options", "RunName", "Spec", "TaskOptions", "make_spec"]
+
+Hook: TypeAlias = Callable[[Any, Any, State[Any]], Awaitable[None] | None]
+"""`hook(flow_or_task, run, state)`, sync or async. One that raises is logged and changes nothing."""
+RunName: TypeAlias = str | Callable[[], str] | Callable[[Mapping[str, Any]], str]
+"""A template over the parameters (`"load-{day}"`), or a function of nothing or of the parameters."""
+RetryCondition: TypeAlias = Callable[[Any, Any, State[Any]], bool | Awaitable[bool]]
+
+
+class Kind(Enum):
+    """Flow or task."""
+
+    FLOW = "flow"
+    TASK = "task"
+
+
+class Colour(Enum):
+    """How a body is run."""
+
+    ASYNC = "async"
+    SYNC = "sync"
+    ASYNC_GENERATOR = "async generator"
+    SYNC_GENERATOR = "sync generator"
+
+
+class _CommonOptions(TypedDict, total=False):
+    name: str | None
+    version: str | None
+    description: str | None
+    retries: int
+    retry_delay_seconds: Delay
+    retry_jitter_factor: float
+    retry_condition_fn: RetryCondition | None
+    timeout_seconds: Seconds | None
+    persist_result: bool | None
+    durability: Literal["flow", "task"]
+    log_prints: bool | None
+    on_running: Iterable[Hook]
+    on_completion: Iterable[Hook]
+    on_failure: Iterable[Hook]
+    on_cancellation: Iterable[Hook]
+    on_crashed: Iterable[Hook]
+
+
+class FlowOptions(_CommonOptions, total=False):
+    """What `@flow(...)` and `flow.with_options(...)` take."""
+
+    flow_run_name: RunName | None
+    validate_parameters: bool
+
+
+class TaskOptions(_CommonOptions, total=False):
+    """What `@task(...)` and `task.with_options(...)` take."""
+
+    task_run_name: RunName | None
+    tags: Iterable[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Every option, checked and in one form; the decorators and `with_options` share it."""
+
+    name: str | None = None
+    version: str | None = None
+    description: str | None = None
+    run_name: RunName | None = None
+    retries: int = 0
+    retry_delay_seconds: Delay = 0
+    retry_jitter_factor: float = 0
+    retry_condition_fn: RetryCondition | None = None
+    timeout_seconds: Seconds | None = None
+    validate_parameters: bool = True
+    persist_result: bool | None = None
+    durability: Literal["flow", "task"] = "flow"
+    log_prints: bool | None = None
+    tags: Iterable[str] = ()
+    on_running: Iterable[Hook] = ()
+    on_completion: Iterable[Hook] = ()
+    on_failure: Iterable[Hook] = ()
+    on_cancellation: Iterable[Hook] = ()
+    on_crashed: Iterable[Hook] = ()
+
+    def __post_init__(self) -> None:
+        put = partial(object.__setattr__, self)
+        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
+            raise OptionError("retries", self.retries, "a whole number from 0")
+        put("retry_jitter_factor", seconds_of("retry_jitter_factor", self.retry_jitter_factor))
+        if isinstance(self.retry_delay_seconds, list | tuple):
+            put("retry_delay_seconds", tuple(seconds_of("retry_delay_seconds", each) for each in self.retry_delay_seconds))
+        elif not callable(self.retry_delay_seconds):
+            put("retry_delay_seconds", seconds_of("retry_delay_seconds", self.retry_delay_seconds))  # type: ignore[arg-type]
+        if self.retry_condition_fn is not None and not callable(self.retry_condition_fn):
+            raise OptionError("retry_condition_fn", self.retry_condition_fn, "a function of (task, run, state)")
+        if self.timeout_seconds is not None:
+            put("timeout_seconds", seconds_of("timeout_seconds", self.timeout_seconds) or None)
+        if self.run_name is not None and not (isinstance(self.run_name, str) or callable(self.run_name)):
+            raise OptionError("run_name", self.run_name, 'a template such as "load-{day}", or a function')
+        if self.durability not in ("flow", "task"):
+            raise OptionError("durability", self.durability, "'flow' or 'task'")
+        for text in ("name", "version", "description"):
+            if not isinstance(getattr(self, text), str | None):
+                raise OptionError(text, getattr(self, text), "text")
+        if isinstance(self.tags, str):
+            raise OptionError("tags", self.tags, f"several texts: tags=[{self.tags!r}]")
+        put("tags", frozenset(self.tags))
+        for kind in _HOOKS.values():
+            put(kind, _checked_hooks(kind, getattr(self, kind)))
+
+    def changed(self, given: Mapping[str, Any]) -> Options:
+        """A copy with the options `given` by a decorator or `with_options`; what is not named stays as it is."""
+        values = {_RENAMED.get(name, name): value for name, value in given.items()}
+        unknown = values.keys() - _NAMES
+        if unknown:
+            # The words of Python itself for a keyword that a function does not have.
+            raise TypeError(f"got an unexpected option {sorted(unknown)[0]!r}")
+        return replace(self, **values)
+
+    def hooks_for(self, type_: StateType) -> tuple[Hook, ...]:
+        """The hooks that run when a run gets to a state of this type."""
+        name = _HOOKS.get(type_)
+        return getattr(self, name) if name else ()
+
+
+_NAMES = frozenset(each.name for each in fields(Options))
+_RENAMED = {"flow_run_name": "run_name", "task_run_name": "run_name"}
+_HOOKS = {
+    StateType.RUNNING: "on_running",
+    StateType.COMPLETED: "on_completion",
+    StateType.FAILED: "on_failure",
+    StateType.CANCELLED: "on_cancellation",
+    StateType.CRASHED: "on_crashed",
+}
+
+
+def _checked_hooks(option: str, hooks: Iterable[Hook]) -> tuple[Hook, ...]:
+    if callable(hooks) or isinstance(hooks, str):
+        raise OptionError(option, hooks, f"a list of functions: {option}=[...]")
+    hooks = tuple(hooks)
+    for hook in hooks:
+        if not callable(hook):
+            raise OptionError(option, hook, "functions of (flow_or_task, run, state)")
+    return hooks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spec:
+    """A decorated function, as the engine sees it."""
+
+    kind: Kind
+    fn: Callable[..., Any]
+    options: Options
+    binder: Binder
+    model: ParameterModel | None
+    """For the parameters of a flow; tasks take what they are given."""
+    name: str
+    key: str
+    colour: Colour
+    is_bound: bool = False
+    """Whether `fn` is a method that has its object or class."""
+    persistence_warned: list[bool] = field(default_factory=lambda: [False])
+    """Shared by the copies that `with_options` makes, so that a function warns once."""
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether this is a flow, not a task."""
+        return self.kind is Kind.FLOW
+
+
+def make_spec(
+    kind: Kind,
+    fn: Callable[..., Any],
+    options: Options,
+    *,
+    skip_first: bool = False,
+    namespace: Mapping[str, Any] | None = None,
+) -> Spec:
+    """The spec of `fn`.
+
+    `skip_first`: its first parameter is the object or class it is bound to. `namespace`: names
+    that hints given as text may use, beside the function's globals and closure.
+    """
+    if not callable(fn):
+        raise NotAFunctionError(kind.value, fn)
+    called = _function_name(fn)
+    binder = Binder(fn, name=called, kind=kind.value, skip_first=skip_first)
+    is_flow = kind is Kind.FLOW
+    name = options.name or (called.replace("_", "-") if is_flow else called)
+    key = name if is_flow else f"{_module_of(fn)}.{options.name or _qualified_name(fn)}"
+    model = ParameterModel(binder, namespace=namespace) if is_flow else None
+    return Spec(kind, fn, options, binder, model, name, key, _colour_of(fn))
+
+
+def _function_name(fn: Callable[..., Any]) -> str:
+    while isinstance(fn, partial):
+        fn = fn.func
+    return getattr(fn, "__name__", None) or type(fn).__name__
+
+
+def _qualified_name(fn: Callable[..., Any]) -> str:
+    while isinstance(fn, partial):
+        fn = fn.func
+    return getattr(fn, "__qualname__", None) or type(fn).__qualname__
+
+
+def _module_of(fn: Callable[..., Any]) -> str:
+    while isinstance(fn, partial):
+        fn = fn.func
+    return getattr(fn, "__module__", None) or type(fn).__module__
+
+
+def _colour_of(fn: Callable[..., Any]) -> Colour:
+    if not (inspect.isfunction(fn) or inspect.ismethod(fn) or isinstance(fn, partial)):
+        fn = type(fn).__call__ if not inspect.isbuiltin(fn) and not inspect.isclass(fn) else fn
+    if inspect.isasyncgenfunction(fn):
+        return Colour.ASYNC_GENERATOR
+    if inspect.iscoroutinefunction(fn):
+        return Colour.ASYNC
+    if inspect.isgeneratorfunction(fn):
+        return Colour.SYNC_GENERATOR
+    return Colour.SYNC

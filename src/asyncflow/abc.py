@@ -1,0 +1,182 @@
+"""The ports: what the engine needs from outside, each stated as a contract.
+
+Every adapter passes the port's contract test suite (`tests/contracts/`). Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from asyncflow._rows import LogRow, RunRow
+from asyncflow.states import StateType
+
+__all__ = ["Clock", "LogQuery", "Recordable", "ResultStore", "RunQuery", "RunStore", "Ticket"]
+
+
+class Clock(Protocol):
+    """Where every reading of time comes from."""
+
+    def now(self) -> float:
+        """Seconds since 1970 UTC."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds since some moment; never goes back."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Block this thread. Only threads without a loop wait by the clock; loops have their own time."""
+        ...
+
+
+class Recordable(Protocol):
+    """A live run, as a store sees it.
+
+    The store keeps a run in its queue at most once. `put` sets `queued`; whoever takes the run
+    out clears `queued` *before* reading `rows()`. So a change made after the clearing queues the
+    run again, and one made before it is in the rows: none is lost.
+    """
+
+    queued: bool
+
+    @property
+    def root_id(self) -> bytes:
+        """The outermost run above it (itself, when it is outermost): names the folder of its results."""
+        ...
+
+    def rows(self) -> Sequence[RunRow]:
+        """Its rows as of now: one, or two for a nested flow (its own and its stand-in's)."""
+        ...
+
+
+class Ticket:
+    """Somebody's wish to know when everything put before it is on disk.
+
+    `wake(tickets)` is called from the store's thread, once per batch for all tickets of that
+    batch that share an equal `wake`, after `done` and `error` are set on each of them. It must
+    not block or raise.
+    """
+
+    __slots__ = ("done", "error", "wake")
+
+    def __init__(self, wake: Callable[[list[Ticket]], None]) -> None:
+        self.wake = wake
+        self.done = False
+        self.error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunQuery:
+    """Which runs, newest first. Conditions left out do not apply."""
+
+    kinds: frozenset[int]
+    """FLOW, TASK, STAND_IN (of `_rows`)."""
+    states: frozenset[StateType] | None = None
+    name: str | None = None
+    """The run's name, exactly."""
+    function: str | None = None
+    """The flow's or task's name, exactly."""
+    tags: frozenset[str] | None = None
+    """All of these."""
+    flow_run_id: bytes | None = None
+    """The nearest flow run around it."""
+    parent_id: bytes | None = None
+    """The run directly above it."""
+    since: int | None = None
+    """Created at or after, in microseconds since 1970 UTC."""
+    until: int | None = None
+    """Created before."""
+    limit: int = 200
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogQuery:
+    """Which log lines, oldest first."""
+
+    run_id: bytes
+    """A flow run (its own lines and those of its tasks) or a task run."""
+    level: int | None = None
+    """This level and above."""
+    after: int | None = None
+    """Logged after this time, in microseconds since 1970 UTC."""
+    limit: int = 200
+
+
+class RunStore(ABC):
+    """Where runs are recorded.
+
+    Writing: `put`, `put_log` and `confirm` never block, never await, may be called from any
+    thread, and are carried out in the order they were called. A write is idempotent by
+    (run id, seq): an older state never replaces a newer one, and a final state is never
+    replaced by anything but a state with a higher seq.
+
+    Reading: the `read_*` methods block (the client calls them in a worker thread), see everything
+    whose ticket is done, and are never blocked by writers.
+
+    Errors: every failure is a `StoreError` or one of its subclasses; `sqlite3` errors and
+    `OSError` do not leave the store. Use in a process other than the one that opened it raises
+    `ForkedRuntimeError`; use after `close` raises `RuntimeClosedError`.
+    """
+
+    @abstractmethod
+    def put(self, item: Recordable) -> None:
+        """Record the newest state of `item`, soon."""
+
+    @abstractmethod
+    def put_log(self, row: LogRow) -> None:
+        """Keep a log line, soon. When too many wait, it is dropped and counted in `dropped_logs`."""
+
+    @abstractmethod
+    def confirm(self, ticket: Ticket) -> None:
+        """Resolve `ticket` when everything put before is on disk, or could not be brought there."""
+
+    @property
+    @abstractmethod
+    def backlog(self) -> int:
+        """How many records wait to be written, now."""
+
+    @property
+    @abstractmethod
+    def dropped_logs(self) -> int:
+        """How many log lines were dropped since the store was opened."""
+
+    @abstractmethod
+    def read_run(self, run_id: bytes) -> RunRow | None:
+        """The run's row, or None when there is none."""
+
+    @abstractmethod
+    def read_runs(self, query: RunQuery) -> list[RunRow]:
+        """The runs `query` asks for, newest first."""
+
+    @abstractmethod
+    def read_tree(self, run_id: bytes) -> list[RunRow]:
+        """The run and every run below it, in the order they were created; empty when there is none."""
+
+    @abstractmethod
+    def read_logs(self, query: LogQuery) -> list[LogRow]:
+        """The log lines `query` asks for, oldest first."""
+
+    @abstractmethod
+    def close(self, timeout: float = 5.0) -> None:
+        """Write what waits, within `timeout` seconds, and release everything. A second call does nothing."""
+
+
+class ResultStore(ABC):
+    """Where results are kept as files; called by the run store's writing thread only."""
+
+    @abstractmethod
+    def write(self, batch: Sequence[tuple[bytes, RunRow]]) -> list[RunRow]:
+        """Write the results of a batch of (root id, row), before the rows are committed.
+
+        Gives the rows to commit: those whose value went to a durable file cite it
+        (`result_file`) instead of carrying it (`result`). Raises `StoreError` when a file that
+        a row is to cite could not be made durable.
+        """
+
+    @abstractmethod
+    def read(self, row: RunRow) -> str | None:
+        """The JSON of a row's value, checked against its checksum; None when none was recorded. Blocks."""

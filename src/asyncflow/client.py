@@ -1,0 +1,248 @@
+"""Reading what a runtime has recorded."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+from asyncflow._backend.detect import host_here
+from asyncflow._rows import FLOW, STAND_IN, TASK, RunRow, flow_run_of, log_record_of, states_of, task_run_of
+from asyncflow._run import Services
+from asyncflow.abc import LogQuery, RunQuery
+from asyncflow.clock import SystemClock
+from asyncflow.exceptions import MissingResultError, OptionError, RunNotFoundError
+from asyncflow.ids import parse_id
+from asyncflow.runs import FlowRun, LogRecord, TaskRun
+from asyncflow.runtime import HOME, Runtime
+from asyncflow.states import State, StateType
+
+__all__ = ["Client", "get_client"]
+
+T = TypeVar("T")
+_FLOWS = frozenset({FLOW})
+_TASKS = frozenset({TASK, STAND_IN})
+_MICRO = 1_000_000
+
+States = StateType | str | Iterable[StateType | str]
+
+
+def get_client(runtime: Runtime | None = None) -> Client:
+    """A client over `runtime`, or over the one in force. Usable with or without `async with`."""
+    return Client(runtime)
+
+
+class Client:
+    """Queries over a runtime's store. Ids are accepted as `UUID` or text; an unknown one is `RunNotFoundError`.
+
+    Every method reads in a worker thread. What an awaited outermost run recorded is there to be
+    read; runs that go on are shown as of a few milliseconds ago.
+    """
+
+    def __init__(self, runtime: Runtime | None = None) -> None:
+        self._runtime = runtime
+        self._host_clock = SystemClock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        return
+
+    async def read_flow_run(self, flow_run_id: UUID | str) -> FlowRun:
+        """One flow run."""
+        return flow_run_of(await self._row(flow_run_id, _FLOWS))
+
+    async def read_task_run(self, task_run_id: UUID | str) -> TaskRun:
+        """One task run, or the task run that stands for a nested flow."""
+        return task_run_of(await self._row(task_run_id, _TASKS))
+
+    async def read_flow_runs(
+        self,
+        *,
+        state: States | None = None,
+        name: str | None = None,
+        flow_name: str | None = None,
+        tags: Iterable[str] | None = None,
+        parent: UUID | str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 200,
+        offset: int = 0,
+    ) -> list[FlowRun]:
+        """Flow runs, newest first.
+
+        Args:
+            state: A type of state, its name, or several of them.
+            name: The run's name.
+            flow_name: The flow's name.
+            tags: Tags that a run must all have.
+            parent: A flow run: those nested in it.
+            since: Created at or after this moment (aware).
+            until: Created before this moment (aware).
+            limit: At most so many.
+            offset: Leaving out so many of the newest.
+        """
+        query = RunQuery(
+            kinds=_FLOWS,
+            states=_states(state),
+            name=name,
+            function=flow_name,
+            tags=None if tags is None else frozenset(tags),
+            flow_run_id=_id(parent),
+            since=_micro("since", since),
+            until=_micro("until", until),
+            limit=_count("limit", limit),
+            offset=_count("offset", offset),
+        )
+        rows = await self._read(lambda services: services.store.read_runs(query))
+        return [flow_run_of(row) for row in rows]
+
+    async def read_task_runs(
+        self,
+        *,
+        flow_run_id: UUID | str | None = None,
+        state: States | None = None,
+        name: str | None = None,
+        limit: int = 200,
+        offset: int = 0,
+    ) -> list[TaskRun]:
+        """Task runs, newest first; those that stand for nested flows are among them.
+
+        Args:
+            flow_run_id: The flow run they belong to.
+            state: A type of state, its name, or several of them.
+            name: The run's name.
+            limit: At most so many.
+            offset: Leaving out so many of the newest.
+        """
+        query = RunQuery(
+            kinds=_TASKS,
+            states=_states(state),
+            name=name,
+            flow_run_id=_id(flow_run_id),
+            limit=_count("limit", limit),
+            offset=_count("offset", offset),
+        )
+        rows = await self._read(lambda services: services.store.read_runs(query))
+        return [task_run_of(row) for row in rows]
+
+    async def read_tree(self, run_id: UUID | str) -> list[FlowRun | TaskRun]:
+        """A run and every run below it, in the order they began."""
+        rows = await self._read(lambda services: services.store.read_tree(_required_id(run_id)))
+        if not rows:
+            raise RunNotFoundError(run_id)
+        return [flow_run_of(row) if row.kind == FLOW else task_run_of(row) for row in rows]
+
+    async def read_states(self, run_id: UUID | str) -> list[State[Any]]:
+        """The states of a flow or task run, oldest first."""
+        return states_of(await self._row(run_id, _FLOWS | _TASKS))
+
+    async def read_logs(
+        self,
+        run_id: UUID | str,
+        *,
+        level: int | str | None = None,
+        after: datetime | None = None,
+        limit: int = 200,
+    ) -> list[LogRecord]:
+        """Log records, oldest first: of a flow run with its tasks, or of a task run.
+
+        Args:
+            run_id: The run.
+            level: This level and above (`logging.WARNING` or "WARNING").
+            after: Logged after this moment (aware).
+            limit: At most so many.
+        """
+        row = await self._row(run_id, _FLOWS | _TASKS)
+        query = LogQuery(
+            run_id=row.id, level=_level(level), after=_micro("after", after), limit=_count("limit", limit)
+        )
+        rows = await self._read(lambda services: services.store.read_logs(query))
+        return [log_record_of(row) for row in rows]
+
+    async def read_result(self, run_id: UUID | str) -> Any:
+        """The recorded value of a completed run, as plain JSON data.
+
+        Raises `MissingResultError` when there is none: the run is not Completed, or its value was
+        not persisted.
+        """
+        row = await self._row(run_id, _FLOWS | _TASKS)
+        text = await self._read(lambda services: services.results.read(row) if services.results else row.result)
+        if text is None:
+            raise MissingResultError(run_id, _why_missing(row))
+        return json.loads(text)  # not orjson: integers of any size
+
+    async def _row(self, run_id: UUID | str, kinds: frozenset[int]) -> RunRow:
+        row = await self._read(lambda services: services.store.read_run(_required_id(run_id)))
+        if row is None or row.kind not in kinds:
+            raise RunNotFoundError(run_id)
+        return row
+
+    async def _read(self, query: Callable[[Services], T]) -> T:
+        def read() -> T:
+            if self._runtime is not None:
+                return query(self._runtime.open())
+            return query(in_force or HOME.open_default())
+
+        in_force = None if self._runtime is not None else HOME.in_force()
+        return await host_here(self._host_clock).run_blocking(read)
+
+
+def _why_missing(row: RunRow) -> str:
+    state = states_of(row)[-1]
+    if not state.is_completed():
+        return f"it is {state}"
+    reason = json.loads(row.details or "{}").get("not_kept")
+    return reason or "none was recorded"
+
+
+def _required_id(run_id: UUID | str) -> bytes:
+    try:
+        return parse_id(run_id)
+    except (ValueError, AttributeError, TypeError):
+        raise RunNotFoundError(run_id) from None
+
+
+def _id(run_id: UUID | str | None) -> bytes | None:
+    return None if run_id is None else _required_id(run_id)
+
+
+def _states(given: States | None) -> frozenset[StateType] | None:
+    if given is None:
+        return None
+    names = [given] if isinstance(given, str) else list(given)
+    try:
+        return frozenset(StateType(name.upper()) for name in names)
+    except (ValueError, AttributeError):
+        known = ", ".join(type_.value for type_ in StateType)
+        raise OptionError("state", given, f"one or several of {known}") from None
+
+
+def _micro(option: str, moment: datetime | None) -> int | None:
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        raise OptionError(option, moment, "a datetime with a time zone: datetime.now(UTC)")
+    return int(moment.timestamp() * _MICRO)
+
+
+def _count(option: str, number: int) -> int:
+    if number < 0:
+        raise OptionError(option, number, "a whole number from 0")
+    return number
+
+
+def _level(level: int | str | None) -> int | None:
+    if level is None or isinstance(level, int):
+        return level
+    number = logging.getLevelName(level.upper())
+    if not isinstance(number, int):
+        raise OptionError("level", level, "a level of logging, such as 'WARNING'")
+    return number

@@ -1,0 +1,183 @@
+"""What `Flow` and `Task` have in common: how a declared function is called, bound and copied."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from copy import copy
+from dataclasses import replace
+from functools import update_wrapper
+from inspect import isfunction
+from types import MethodType
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
+
+from asyncflow._engine.calls import call_async, call_sync
+from asyncflow._engine.streams import Stream, open_stream, open_sync_stream
+from asyncflow._specs import Colour, Kind, Options, Spec, make_spec
+from asyncflow.logs import install_print_dispatcher
+from asyncflow.runtime import HOME
+from asyncflow.states import State
+
+__all__ = ["Binds", "Declaration"]
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+T = TypeVar("T")
+Y = TypeVar("Y")
+# Covariant, so that a declaration whose call gives a CoroutineType (pyright) or a Generator
+# matches the Coroutine and Iterator of the self types below.
+R_co = TypeVar("R_co", covariant=True)
+T_co = TypeVar("T_co", covariant=True)
+S_contra = TypeVar("S_contra", contravariant=True)
+
+
+class Binds(Protocol[S_contra, Q, T_co]):
+    """A declaration whose function takes an S first.
+
+    Checkers drop @classmethod and @staticmethod from a decorated function, above or below our
+    decorator, so only the first parameter tells which kind of method it is. A protocol, because
+    mypy does not compare the first parameter when `self` is written Task[Concatenate[S, Q], T].
+    """
+
+    @property
+    def fn(self) -> Callable[Concatenate[S_contra, Q], T_co]:
+        """The undecorated function."""
+        ...
+
+
+class Declaration(Generic[P, R_co]):
+    """A declared function: what `@flow` and `@task` make.
+
+    A signature cannot be written as "the function's own parameters and these keywords as well"
+    (PEP 612). So each method has an overload with the function's own signature, and one that a
+    call keyword makes the chosen one; there the result is typed and the other arguments are
+    checked at the call. The function's signature comes first, because editors show the first.
+    The price: a function that takes any keyword (`**kwargs: Any`) is typed as taking these too.
+
+    The checkers' reports of overlapping overloads are ignored: a coroutine is a T as well, and a
+    function may have parameters of these names as far as they know (it is refused at decoration).
+    """
+
+    _kind: Kind
+    __name__: str
+
+    def __init__(self, fn: Callable[P, R_co], options: Options, namespace: Mapping[str, Any] | None = None) -> None:
+        self._fn: Any = fn
+        self._namespace = namespace
+        self._method_spec: Spec | None = None
+        self._spec = make_spec(self._kind, _function_of(fn), options, namespace=namespace)
+        self._call = _CALLS[self._spec.colour]
+        if options.log_prints:
+            install_print_dispatcher()
+        # Name, docstring, annotations and signature are the function's: for people and for tools.
+        update_wrapper(self, _function_of(fn), updated=())
+
+    @property
+    def fn(self) -> Callable[P, R_co]:
+        """The undecorated function: calling it runs the body and records nothing."""
+        return self._spec.fn
+
+    @property
+    def name(self) -> str:
+        """The name it is recorded under."""
+        return self._spec.name
+
+    @property
+    def version(self) -> str | None:
+        """The version it was given."""
+        return self._spec.options.version
+
+    @property
+    def description(self) -> str | None:
+        """The description it was given, else the function's docstring."""
+        return self._spec.options.description or self.__doc__
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self: Declaration[..., Coroutine[Any, Any, T]], *args: Any, return_state: Literal[True], **kwargs: Any
+    ) -> Coroutine[Any, Any, State[T]]: ...
+    @overload
+    def __call__(self: Declaration[..., T], *args: Any, return_state: Literal[True], **kwargs: Any) -> State[T]: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it, like the function: gives the value (sync) or a coroutine (async), or a stream of a generator's items.
+
+        With `return_state=True`: its final `State`, whatever the run did.
+        """
+        return_state = bool(kwargs.pop("return_state", False)) if kwargs else False
+        arguments = self._spec.binder.bind(*args, **kwargs)
+        return self._call(HOME, self, self._spec, arguments, return_state)
+
+    @overload
+    async def acall(  # type: ignore[overload-overlap]
+        self: Declaration[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+    @overload
+    async def acall(self: Declaration[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    @overload
+    async def acall(
+        self: Declaration[..., Coroutine[Any, Any, T]], *args: Any, return_state: Literal[True], **kwargs: Any
+    ) -> State[T]: ...
+    @overload
+    async def acall(self: Declaration[..., T], *args: Any, return_state: Literal[True], **kwargs: Any) -> State[T]: ...
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it from async code, whatever its colour: a sync body runs in a worker thread."""
+        return_state = bool(kwargs.pop("return_state", False))
+        arguments = self._spec.binder.bind(*args, **kwargs)
+        if self._spec.colour in (Colour.ASYNC_GENERATOR, Colour.SYNC_GENERATOR):
+            raise TypeError(
+                f"{self.__name__!r} yields its items: write `async for item in {self.__name__}.stream(...)`"
+            )
+        return await call_async(HOME, self, self._spec, arguments, return_state)
+
+    def stream(self: Declaration[P, AsyncIterator[Y] | Iterator[Y]], *args: P.args, **kwargs: P.kwargs) -> Stream[Y]:
+        """The items of a generator, of either colour, as its body makes them.
+
+        `async with f.stream(...) as items:` returns after the body's `finally`; `async for item in
+        f.stream(...)` alone asks an unfinished body to stop when the loop is left.
+        """
+        spec = self._spec
+        if spec.colour not in (Colour.ASYNC_GENERATOR, Colour.SYNC_GENERATOR):
+            raise TypeError(f"{self.__name__!r} does not yield: only generator functions are streamed")
+        return open_stream(HOME, self, spec, spec.binder.bind(*args, **kwargs), False)
+
+    def _with_options(self, changes: dict[str, Any]) -> Self:
+        changed = copy(self)
+        Declaration.__init__(changed, self._fn, self._spec.options.changed(changes), self._namespace)
+        method = getattr(self._spec.fn, "__self__", None)
+        return changed._bound_to(method) if self._spec.is_bound else changed
+
+    def _bind(self, obj: object, owner: type | None) -> Any:
+        """What reading it from a class or an instance gives: like the function, class method or static method it was."""
+        if self._spec.is_bound:
+            return self
+        if isinstance(self._fn, classmethod):
+            return self._bound_to(owner if owner is not None else type(obj))
+        if obj is None or isinstance(self._fn, staticmethod) or not isfunction(self._fn):
+            return self
+        return self._bound_to(obj)
+
+    def _bound_to(self, obj: object) -> Self:
+        if self._method_spec is None:  # its first parameter is no argument of a call
+            self._method_spec = make_spec(
+                self._kind, self._spec.fn, self._spec.options, skip_first=True, namespace=self._namespace
+            )
+        # A new object each time: two instances never share what they are bound to.
+        bound = copy(self)
+        bound._spec = replace(self._method_spec, fn=MethodType(self._spec.fn, obj), is_bound=True)
+        return bound
+
+    def __repr__(self) -> str:
+        return f"<{self._kind.value} {self._spec.name!r}>"
+
+
+def _function_of(fn: Any) -> Callable[..., Any]:
+    return fn.__func__ if isinstance(fn, classmethod | staticmethod) else fn  # type: ignore[no-any-return]
+
+
+_CALLS: dict[Colour, Callable[[Any, object, Spec, dict[str, Any], bool], Any]] = {
+    Colour.ASYNC: call_async,
+    Colour.SYNC: call_sync,
+    Colour.ASYNC_GENERATOR: open_stream,
+    Colour.SYNC_GENERATOR: open_sync_stream,
+}

@@ -1,0 +1,90 @@
+"""`@flow` and `Flow`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
+
+from asyncflow._specs import FlowOptions, Kind, Options
+from asyncflow.declarations import Binds, Declaration
+from asyncflow.parameters import ParameterModel
+
+__all__ = ["Flow", "FlowDecorator", "flow"]
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class Flow(Declaration[P, R_co]):
+    """A function declared with `@flow`. Calling it makes a recorded flow run."""
+
+    _kind = Kind.FLOW
+
+    def __init__(self, fn: Callable[P, R_co], /, **options: Unpack[FlowOptions]) -> None:
+        super().__init__(fn, Options().changed(options), _names_around(sys._getframe(1)))
+
+    def with_options(self, **options: Unpack[FlowOptions]) -> Self:
+        """A copy with other options; what is not named stays as it is."""
+        return self._with_options(dict(options))
+
+    @property
+    def parameters(self) -> Any:
+        """The parameter schema, as an instance of a pydantic model: `.model_dump()` gives title, type, properties, required, definitions."""
+        return self._model().schema()
+
+    def validate_parameters(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The values coerced to the type hints, from a mapping by name.
+
+        Raises `ParameterValidationError`, which names each bad, missing or unknown one.
+        """
+        return self._model().validate_keywords(parameters)
+
+    def _model(self) -> ParameterModel:
+        assert self._spec.model is not None
+        return self._spec.model
+
+    # What a class attribute gives: the class bound (class method), itself (any other, read from
+    # the class), the instance bound (method), itself (static method). See Binds.
+    @overload
+    def __get__(self: Binds[type[Any], Q, T], obj: object, owner: type | None = None, /) -> Flow[Q, T]: ...
+    @overload
+    def __get__(self, obj: None, owner: type | None = None, /) -> Self: ...
+    @overload
+    def __get__(self: Binds[S, Q, T], obj: S, owner: type | None = None, /) -> Flow[Q, T]: ...
+    @overload
+    def __get__(self, obj: object, owner: type | None = None, /) -> Self: ...
+    def __get__(self, obj: object, owner: type | None = None, /) -> Any:
+        return self._bind(obj, owner)
+
+
+class FlowDecorator(Protocol):
+    """`@flow(...)`: options given, the function still to come."""
+
+    def __call__(self, fn: Callable[P, R], /) -> Flow[P, R]: ...
+
+
+@overload
+def flow(fn: Callable[P, R], /, **options: Unpack[FlowOptions]) -> Flow[P, R]: ...
+@overload
+def flow(fn: None = None, /, **options: Unpack[FlowOptions]) -> FlowDecorator: ...
+def flow(fn: Any = None, /, **options: Unpack[FlowOptions]) -> Any:
+    """Declare a function as a flow; with or without options."""
+    names = _names_around(sys._getframe(1))
+
+    def declare(function: Any) -> Flow[Any, Any]:
+        declared = Flow.__new__(Flow)
+        Declaration.__init__(declared, function, Options().changed(options), names)
+        return declared
+
+    return declare if fn is None else declare(fn)
+
+
+def _names_around(frame: FrameType) -> Mapping[str, Any]:
+    """The locals of a function that declares a flow: hints given as text may name classes made there."""
+    return {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)

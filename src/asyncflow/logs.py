@@ -1,0 +1,149 @@
+"""Logs of runs: standard `logging` records that are also kept in the store, with the run they belong to.
+
+A record goes to the store whatever the levels and handlers of the program are (they are the
+program's business, and stay untouched), and then the ordinary way to whoever listens.
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import sys
+from collections.abc import Mapping, MutableMapping
+from io import StringIO
+from typing import Any
+
+from asyncflow._run import Run
+from asyncflow._rows import FLOW, LogRow
+from asyncflow.context import current_run
+from asyncflow.exceptions import AsyncflowError
+
+__all__ = ["MissingRunError", "RunLogger", "get_run_logger", "install_print_dispatcher", "library_logger"]
+
+_LONGEST_LINE = 64 * 1024
+_LOGGER_NAMES = {True: "asyncflow.flow_runs", False: "asyncflow.task_runs"}
+
+
+class MissingRunError(AsyncflowError, RuntimeError):
+    """`get_run_logger()` was called where no run is."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "get_run_logger() was called outside of a flow or task run; call it in the body of one, "
+            "or use logging.getLogger(__name__) here"
+        )
+
+
+def library_logger() -> logging.Logger:
+    """Where asyncflow itself logs."""
+    return logging.getLogger("asyncflow")
+
+
+class RunLogger(logging.LoggerAdapter[logging.Logger]):
+    """A logger bound to one run."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(logging.getLogger(_LOGGER_NAMES[run.kind == FLOW]), None)
+        self._run = run
+        self._kept_from = logging.getLevelName(run.services.settings.log_level.upper())
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Add the run's ids and name to the record's attributes; `extra` of the caller stays."""
+        given: Mapping[str, Any] = kwargs.get("extra") or {}
+        run = self._run
+        kwargs["extra"] = {
+            **given,
+            "run_name": run.display_name,
+            "flow_run_id": _hex(run.id if run.kind == FLOW else run.flow_run_id),
+            "task_run_id": None if run.kind == FLOW else _hex(run.id),
+        }
+        return msg, kwargs
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Keep the record, then hand it to `logging` if that wants it."""
+        logger = self.logger
+        heard = logger.isEnabledFor(level)
+        kept = isinstance(self._kept_from, int) and level >= self._kept_from
+        if not (heard or kept):
+            return
+        msg, kwargs_ = self.process(msg, kwargs)
+        exc_info = kwargs_.get("exc_info")
+        if exc_info and not isinstance(exc_info, tuple):
+            exc_info = (
+                (type(exc_info), exc_info, exc_info.__traceback__)
+                if isinstance(exc_info, BaseException)
+                else sys.exc_info()
+            )
+        path, line, function, _ = logger.findCaller(stacklevel=kwargs_.get("stacklevel", 1) + 1)
+        record = logger.makeRecord(logger.name, level, path, line, msg, args, exc_info or None, function, kwargs_["extra"])
+        if kept:
+            _keep(self._run, record)
+        if heard:
+            logger.handle(record)
+
+
+def _keep(run: Run, record: logging.LogRecord) -> None:
+    text = record.getMessage()
+    if record.exc_info:
+        text += "\n" + logging.Formatter().formatException(record.exc_info)
+    is_flow = run.kind == FLOW
+    run.services.store.put_log(
+        LogRow(
+            run.id if is_flow else run.flow_run_id,
+            None if is_flow else run.id,
+            int(run.services.clock.now() * 1_000_000),
+            record.levelno,
+            record.name,
+            text[:_LONGEST_LINE],
+        )
+    )
+
+
+def _hex(run_id: bytes | None) -> str | None:
+    if run_id is None:
+        return None
+    text = run_id.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def get_run_logger() -> RunLogger:
+    """The logger of the run whose body executes here. Raises `MissingRunError` outside of any."""
+    run = current_run.get()
+    if run is None:
+        raise MissingRunError
+    return RunLogger(run)
+
+
+# --- log_prints ------------------------------------------------------------------------------
+
+_real_print = builtins.print
+
+
+def _wants_prints(run: Run | None) -> bool:
+    while run is not None:  # a task that says nothing does as its flow does
+        if run.spec.options.log_prints is not None:
+            return run.spec.options.log_prints
+        run = run.parent
+    return False
+
+
+def _print(*values: object, sep: str | None = " ", end: str | None = "\n", file: Any = None, flush: bool = False) -> None:
+    run = current_run.get()
+    if run is None or not (file is None or file is sys.stdout or file is sys.stderr) or not _wants_prints(run):
+        _real_print(*values, sep=sep, end=end, file=file, flush=flush)
+        return
+    text = StringIO()
+    _real_print(*values, sep=sep, end="", file=text)
+    RunLogger(run).info("%s", text.getvalue(), stacklevel=2)
+
+
+def install_print_dispatcher() -> None:
+    """Make `print` ask which run it is called in; done once, with the first `log_prints=True`.
+
+    Permanent on purpose: replacing `print` for the time of a run loses or keeps the replacement
+    when runs overlap. Outside of such runs it is the real one.
+    """
+    if builtins.print is not _print:
+        global _real_print  # noqa: PLW0603  # somebody else may have replaced it before us
+        _real_print = builtins.print
+        builtins.print = _print

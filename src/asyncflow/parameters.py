@@ -1,0 +1,353 @@
+"""Parameters of flows: coerced by their type hints, described as JSON schema, recorded as JSON.
+
+pydantic is imported when a hint or a value first needs it: a call whose values already are exactly
+of their plain hints (`int`, `str`, ...) is checked without, which is most calls of most scripts.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import cache
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, NamedTuple, Union, Unpack, cast, get_args, get_origin
+
+import orjson
+
+from asyncflow._signature import Binder, parameter_descriptions, resolve_hint
+from asyncflow.exceptions import NotJSONError, ParametersTooLargeError, ParameterValidationError
+from asyncflow.serializers import decode, encode, preview
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+__all__ = ["PREVIEW_KEY", "Binder", "ParameterModel", "encode_parameters"]
+
+PREVIEW_KEY = "__preview__"
+"""In a run's recorded parameters, `{"__preview__": "<text>"}` stands for a value that is not JSON."""
+
+_EMPTY = inspect.Parameter.empty
+_STARRED = inspect.Parameter.VAR_POSITIONAL
+_DOUBLE_STARRED = inspect.Parameter.VAR_KEYWORD
+_PLAIN = frozenset({int, str, float, bool, bytes, NoneType})
+
+_Problem = tuple[str, str, str]
+
+
+class _Check(NamedTuple):
+    """What makes pydantic unnecessary for one parameter: its values are exactly of one of `kinds`."""
+
+    name: str
+    default: Any
+    kinds: frozenset[type]
+    items: Callable[[Any], Iterable[Any]] | None
+    """For `*args` and `**kwargs`: the values the hint speaks about."""
+
+
+class ParameterModel:
+    """The parameters of one flow as its type hints declare them; everything is built at first use.
+
+    `namespace` holds names that the hints may use beside the function's globals and closure: the
+    locals of whoever decorated it, where hints are strings.
+    """
+
+    __slots__ = ("_binder", "_checks", "_flow", "_function", "_hints", "_model", "_namespace")
+
+    def __init__(
+        self, fn: Callable[..., Any], binder: Binder, *, flow: str, namespace: Mapping[str, Any] | None = None
+    ) -> None:
+        self._function = fn
+        self._binder = binder
+        self._flow = flow
+        self._namespace = namespace or {}
+        self._hints: dict[str, Any] | None = None
+        self._checks: tuple[_Check, ...] | None = None
+        self._model: Any = None
+
+    def validate(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The values of `arguments` (from `Binder.bind`) coerced to the type hints, perhaps the same dict.
+
+        Defaults are taken as they are. Containers with a hint are copied, objects of other classes
+        keep their identity. Raises `ParameterValidationError` naming every bad field, or every
+        hint that cannot be resolved; an exception from a validator of the user's that is neither
+        ValueError nor AssertionError passes.
+        """
+        if self._checks is None:
+            self._checks = tuple(self._make_checks())
+        for name, default, kinds, items in self._checks:
+            value = arguments[name]
+            if value is default or (type(value) in kinds if items is None else _all_of(items(value), kinds)):
+                continue
+            values, problems = self._coerced(arguments)
+            if problems:
+                raise ParameterValidationError(self._flow, problems)
+            return values
+        return arguments
+
+    def validate_keywords(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The same for values that come by name from outside (command line, HTTP, a deployment).
+
+        `*args` is given as a list under its name; `**kwargs` takes every name that is not another
+        parameter's, or a mapping under its own. Unknown and missing names are problems too.
+        """
+        arguments, problems = self._by_name(given)
+        values, more = self._coerced(arguments)
+        if problems or more:
+            raise ParameterValidationError(self._flow, [*problems, *more])
+        return values
+
+    @property
+    def hints(self) -> dict[str, Any]:
+        """The type of each value that `Binder.bind` gives, by name; `Any` where there is no hint.
+
+        A hint that cannot be resolved raises `ParameterValidationError`.
+        """
+        if self._hints is None:
+            hints: dict[str, Any] = {}
+            problems: list[_Problem] = []
+            for parameter in self._binder.parameters:
+                try:
+                    hint = resolve_hint(self._function, parameter, self._namespace)
+                except Exception as error:  # noqa: BLE001  # a hint is an expression: it may raise anything
+                    problems.append(_unresolved(parameter, error))
+                else:
+                    hints[parameter.name] = _whole(hint, parameter)
+            if problems:
+                raise ParameterValidationError(self._flow, problems)
+            self._hints = hints
+        return self._hints
+
+    def schema(self) -> BaseModel:
+        """A pydantic model instance whose `model_dump()` is the JSON schema of the parameters.
+
+        `title, type, properties, required, definitions`; a type that JSON schema cannot describe
+        is `{}`, which allows anything. `self` and `cls` are left out.
+        """
+        written = self._pydantic_model().model_json_schema(
+            ref_template="#/definitions/{model}", schema_generator=_lenient_generator()
+        )
+        texts = parameter_descriptions(self._function)
+        properties: dict[str, Any] = {}
+        required: list[str] = []
+        for position, parameter in enumerate(self._binder.parameters):
+            if position == 0 and parameter.name in ("self", "cls"):
+                continue
+            about = written.get("properties", {}).get(parameter.name, {})
+            properties[parameter.name] = _described(about, parameter, position, texts)
+            if parameter.default is _EMPTY and parameter.kind not in (_STARRED, _DOUBLE_STARRED):
+                required.append(parameter.name)
+        made: BaseModel = _schema_class()(
+            properties=properties, required=required, definitions=written.get("$defs", {})
+        )
+        return made
+
+    def _make_checks(self) -> Iterable[_Check]:
+        for parameter in self._binder.parameters:
+            hint = self.hints[parameter.name]
+            items: Any = None
+            if parameter.kind is _STARRED:
+                hint, items = get_args(hint)[0], iter
+            elif parameter.kind is _DOUBLE_STARRED:
+                hint, items = (get_args(hint) or (None, Unpack))[1], cast("Any", dict).values
+            if hint is not Any and hint is not object:
+                kinds: tuple[Any, ...] = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+                exact = frozenset(kinds if all(map(_is_plain, kinds)) else ())
+                yield _Check(parameter.name, parameter.default, exact, items)
+
+    def _coerced(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[_Problem]]:
+        from pydantic import ValidationError
+
+        model = self._pydantic_model()
+        defaults = {each.name: each.default for each in self._binder.parameters}
+        given = {name: value for name, value in arguments.items() if value is not defaults[name]}
+        try:
+            made: Any = model.__pydantic_validator__.validate_python(given)
+        except ValidationError as error:
+            return {}, [self._problem(each) for each in error.errors(include_url=False, include_context=False)]
+        fields = {each.name: _field_name(index) for index, each in enumerate(self._binder.parameters)}
+        return {name: getattr(made, fields[name]) if name in given else value for name, value in arguments.items()}, []
+
+    def _problem(self, error: Any) -> _Problem:
+        path = ".".join(str(step) for step in error["loc"])
+        if error["type"] == "missing":  # its input is all that was given beside it
+            return path, error["msg"], "nothing"
+        return path, error["msg"], "'**********'" if self._is_secret(error["loc"][0]) else preview(error["input"])
+
+    def _is_secret(self, name: str) -> bool:
+        # A bad value is not a SecretStr yet, so that only the hint tells that it was to be one.
+        model = _make_model({name: self.hints[name]}, [name])
+        return '"password"' in encode(model.model_json_schema(schema_generator=_lenient_generator()))
+
+    def _by_name(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[_Problem]]:
+        arguments: dict[str, Any] = {}
+        problems: list[_Problem] = []
+        rest = dict(given)
+        for parameter in self._binder.parameters:
+            name = parameter.name
+            if parameter.kind is _DOUBLE_STARRED:
+                own: dict[str, Any] = dict(rest.pop(name)) if isinstance(rest.get(name), Mapping) else {}
+                twice = own.keys() & rest.keys()
+                problems += [(f"{name}.{each}", "Given twice", preview(own[each])) for each in sorted(twice)]
+                arguments[name], rest = {**own, **rest}, {}
+            elif name in rest:
+                value: Any = rest.pop(name)
+                as_tuple = parameter.kind is _STARRED and type(value) is list
+                arguments[name] = (*value,) if as_tuple else value
+            elif parameter.kind is _STARRED:
+                arguments[name] = ()
+            elif parameter.default is not _EMPTY:
+                arguments[name] = parameter.default
+            else:
+                problems.append((name, "Missing, and it has no default", "nothing"))
+        known = ", ".join(each.name for each in self._binder.parameters) or "none"
+        problems += [(str(name), f"No such parameter (there are: {known})", preview(rest[name])) for name in rest]
+        return arguments, problems
+
+    def _pydantic_model(self) -> type[BaseModel]:
+        if self._model is None:
+            self._model = self._build_model()
+        return cast("type[BaseModel]", self._model)
+
+    def _build_model(self) -> type[BaseModel]:
+        names = [each.name for each in self._binder.parameters]
+        hints = dict(self.hints)
+        try:
+            model = _make_model(hints, names)
+            if model.__pydantic_complete__:
+                return model
+        except Exception:  # noqa: BLE001  # pydantic does not say which field it was: each is tried below
+            pass
+        problems: list[_Problem] = []
+        for parameter in self._binder.parameters:
+            try:
+                _require_complete(_make_model(hints, [parameter.name]))
+            except NameError as error:
+                problems.append(_unresolved(parameter, error))
+            except Exception:  # noqa: BLE001  # not a type that pydantic knows, so it can be anything
+                hints[parameter.name] = Any
+        if problems:
+            raise ParameterValidationError(self._flow, problems)
+        return _make_model(hints, names)
+
+
+def _require_complete(model: type[BaseModel]) -> None:
+    if not model.__pydantic_complete__:
+        raise NameError("a class in it refers to a name that is not defined")
+
+
+def _is_plain(hint: Any) -> bool:
+    return any(hint is each for each in _PLAIN)  # and not `in`: a hint need not be hashable
+
+
+def _all_of(values: Iterable[Any], kinds: frozenset[type]) -> bool:
+    return all(type(value) in kinds for value in values)
+
+
+def _unresolved(parameter: inspect.Parameter, error: Exception) -> _Problem:
+    text = f"Its type hint cannot be resolved ({error}); define what it names at module level"
+    return parameter.name, text, preview(parameter.annotation)
+
+
+def _whole(hint: Any, parameter: inspect.Parameter) -> Any:
+    """The type of the value that `Binder.bind` gives for a parameter with this hint."""
+    if parameter.kind is _STARRED:
+        return cast("Any", tuple)[Any if get_origin(hint) is Unpack else hint, ...]
+    if parameter.kind is _DOUBLE_STARRED:
+        return get_args(hint)[0] if get_origin(hint) is Unpack else cast("Any", dict)[str, hint]
+    return NoneType if hint is None else hint
+
+
+def _field_name(index: int) -> str:
+    return f"p{index}"
+
+
+def _make_model(hints: Mapping[str, Any], names: Iterable[str]) -> type[BaseModel]:
+    from pydantic import ConfigDict, Field, create_model
+
+    # Numbered fields under aliases: a parameter may be called `schema`, `copy` or `model_config`.
+    fields: dict[str, Any] = {
+        _field_name(index): (hints[name], Field(default=None, alias=name)) for index, name in enumerate(names)
+    }
+    return create_model("Parameters", __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
+
+
+def _described(
+    about: dict[str, Any], parameter: inspect.Parameter, position: int, texts: Mapping[str, str]
+) -> dict[str, Any]:
+    # pydantic has taken the title from its alias and the default from our placeholder.
+    about = {key: value for key, value in about.items() if key not in ("title", "default")}
+    about |= {"title": parameter.name, "position": position}
+    if parameter.name in texts:
+        about["description"] = texts[parameter.name]
+    if parameter.default is not _EMPTY:
+        with suppress(NotJSONError):  # that there is a default is also said by not being required
+            about["default"] = decode(encode(parameter.default))
+    return about
+
+
+@cache
+def _lenient_generator() -> Any:
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class LenientGenerator(GenerateJsonSchema):
+        def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
+            return {}
+
+    return LenientGenerator
+
+
+@cache
+def _schema_class() -> Any:
+    from pydantic import BaseModel
+
+    class ParameterSchema(BaseModel):
+        """The JSON schema of a flow's parameters."""
+
+        title: str = "Parameters"
+        type: str = "object"
+        properties: dict[str, Any]
+        required: list[str]
+        definitions: dict[str, Any]
+
+    return ParameterSchema
+
+
+# --- recording -----------------------------------------------------------------------------
+
+
+def encode_parameters(arguments: Mapping[str, Any], *, flow: str, limit: int) -> str:
+    """The JSON object that records a run's parameters by name.
+
+    A parameter with a part that is not JSON (an open client, a secret) is recorded as
+    `{"__preview__": "<text>"}`, and so is a dict that only looks like that: whoever reads the
+    record back can rely on the marker. More than `limit` bytes (0 = no limit) raise
+    `ParametersTooLargeError` with the biggest parameter.
+    """
+    try:
+        text = encode(arguments, where="parameters")
+        if PREVIEW_KEY in text:
+            text = _encode_each(arguments)
+    except NotJSONError:
+        text = _encode_each(arguments)
+    if limit and (size := _size(text)) > limit:
+        sizes = {name: _size(_encode_one(value)) for name, value in arguments.items()}
+        biggest = max(sizes, key=sizes.__getitem__)
+        raise ParametersTooLargeError(flow, size=size, limit=limit, biggest=biggest, biggest_size=sizes[biggest])
+    return text
+
+
+def _encode_each(arguments: Mapping[str, Any]) -> str:
+    return orjson.dumps({name: orjson.Fragment(_encode_one(value)) for name, value in arguments.items()}).decode()
+
+
+def _encode_one(value: object) -> str:
+    try:
+        text = encode(value)
+    except NotJSONError:
+        return encode({PREVIEW_KEY: preview(value)})
+    return encode({PREVIEW_KEY: preview(value)}) if text.startswith(f'{{"{PREVIEW_KEY}":') else text
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())

@@ -1,0 +1,167 @@
+"""The composition root: `Runtime` builds the services, and calls without one share a default.
+
+`asyncflow.runtime.flow_run` and `asyncflow.runtime.task_run` tell a body about the run it is in.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from contextvars import ContextVar, Token
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from asyncflow._backend.detect import host_here
+from asyncflow._backend.threads import ThreadPool
+from asyncflow._run import Services
+from asyncflow.abc import Clock, RunStore
+from asyncflow.clock import SystemClock
+from asyncflow.context import FlowRunContext, TaskRunContext
+from asyncflow.exceptions import RuntimeClosedError
+from asyncflow.results import FileResults
+from asyncflow.settings import Settings
+from asyncflow.stores.sqlite import SQLiteStore
+
+__all__ = ["HOME", "Runtime", "flow_run", "task_run"]
+
+flow_run = FlowRunContext()
+"""The flow run whose body executes here: `.id`, `.name`, `.parameters`, ...; `None` or empty outside of any."""
+task_run = TaskRunContext()
+"""The task run whose body executes here, likewise."""
+
+_in_force: ContextVar[Runtime | None] = ContextVar("asyncflow_runtime", default=None)
+
+
+class Runtime:
+    """A store, its result files, and the limits of the runs recorded there.
+
+    `async with asyncflow.Runtime("path/of/home"):` (or `with`, in a script) makes it the one that
+    calls inside use. Several can be open in one process. Without any, the first call opens a
+    default one for the process, in `.asyncflow/` under the working folder or at `ASYNCFLOW_HOME`.
+
+    Opening raises `HomeError` when the home cannot be used, and `UnsupportedSchemaError` when it
+    was written by a newer asyncflow.
+    """
+
+    def __init__(
+        self,
+        home: str | Path | None = None,
+        *,
+        store: RunStore | None = None,
+        clock: Clock | None = None,
+        **settings: Any,
+    ) -> None:
+        self.settings = Settings.load(home=home, **settings)
+        self._clock = clock or SystemClock()
+        self._given_store = store
+        self._services: Services | None = None
+        self._closed = False
+        self._token: Token[Runtime | None] | None = None
+
+    @property
+    def home(self) -> Path:
+        """The folder of the database and the result files."""
+        return self.settings.home
+
+    def open(self) -> Services:
+        """Open the store. Blocks; a second call gives the same services."""
+        if self._closed:
+            raise RuntimeClosedError(self.home)
+        if self._services is None:
+            results = None if self._given_store else FileResults(self.home)
+            store = self._given_store or SQLiteStore(self.home, self.settings, results)
+            self._services = Services(
+                store=store,
+                results=results,
+                settings=self.settings,
+                clock=self._clock,
+                threads=ThreadPool(self.settings.max_threads),
+            )
+        return self._services
+
+    def close(self) -> None:
+        """Write what waits and release everything. Blocks; a second call does nothing."""
+        self._closed = True
+        services, self._services = self._services, None
+        if services is not None:
+            services.store.close()
+
+    def __enter__(self) -> Self:
+        self.open()
+        self._token = _in_force.set(self)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._leave()
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        await host_here(self._clock).run_blocking(self.open)
+        self._token = _in_force.set(self)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._leave()
+        host = host_here(self._clock)
+        # Undisturbed: a cancelled program still writes what it has recorded.
+        held_back = await host.protect(lambda: host.run_blocking(self.close), self.settings.durability_seconds * 2)
+        if held_back is not None and exc is None:
+            raise held_back
+
+    def _leave(self) -> None:
+        token, self._token = self._token, None
+        if token is not None:
+            _in_force.reset(token)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open" if self._services else "not open"
+        return f"<asyncflow.Runtime {str(self.home)!r} {state}>"
+
+
+class _Home:
+    """Which runtime outermost calls use: the one in force, else the process's default."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._default: Runtime | None = None
+
+    def in_force(self) -> Services | None:
+        """The services to use here, or None when the default runtime is not open yet."""
+        runtime = _in_force.get() or self._default
+        return None if runtime is None else runtime.open()
+
+    def open_default(self) -> Services:
+        """Open the default runtime, once per process. Blocks."""
+        with self._lock:
+            if self._default is None:
+                runtime = Runtime()
+                services = runtime.open()
+                self._default = runtime
+                # What was recorded and waits is written; threads of ours are daemons by then.
+                atexit.register(runtime.close)
+                return services
+            return self._default.open()
+
+    def close_default(self) -> None:
+        """Close the default runtime, so that the next call opens a new one. Blocks."""
+        with self._lock:
+            runtime, self._default = self._default, None
+        if runtime is not None:
+            atexit.unregister(runtime.close)
+            runtime.close()
+
+    def forget_default(self) -> None:
+        """In a new child process: the parent's runtime is not ours to close."""
+        self._lock = threading.Lock()
+        self._default = None
+
+
+HOME = _Home()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=HOME.forget_default)

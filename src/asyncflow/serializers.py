@@ -1,0 +1,526 @@
+"""Values to JSON text and back, and exceptions to JSON text.
+
+A value is either written so that `decode(encode(value), annotation)` equals it, or refused with
+the path of the part that cannot be written; nothing is ever approximated. The plain encoder does
+approximate: orjson writes NaN as `null`, cuts odd seconds off UTC offsets and leaves out dataclass
+fields that begin with an underscore. So it does what it does exactly, its hook does the rest, and
+what both refuse (large integers, keys that are not strings, anything bad) is walked in Python.
+
+Types come back through the annotation alone: nothing is unpickled and nothing is imported by a
+name found in the data. Without an annotation plain JSON comes back: dicts, lists, strings.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import reprlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from datetime import UTC, date, datetime, time, timedelta
+from enum import Enum
+from functools import cache, lru_cache
+from itertools import islice
+from math import isfinite
+from pathlib import Path, PurePath
+from typing import Any, cast
+from uuid import UUID
+
+import orjson
+
+from asyncflow.exceptions import NotJSONError
+
+__all__ = ["decode", "encode", "encode_error", "error_summary", "preview", "type_name"]
+
+MAX_DEPTH = 250
+"""Deepest nesting that is written by the walk; orjson itself stops at 254."""
+
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+_MASK = "**********"  # what pydantic writes in place of a secret
+_SEQUENCES: Any = (list, tuple, set, frozenset, deque)
+_DICT: Any = cast("Any", dict)  # its own `items`: a subclass may have another
+_class: Callable[[object], Any] = type  # what is asked of a class here is for any class
+_OWN_FOLDER = str(Path(__file__).parent)
+
+
+class _Refused(Exception):
+    """A value has no JSON form; the message says why and took no code of the value to write."""
+
+
+# --- encoding ------------------------------------------------------------------------------
+
+
+def encode(value: object, *, where: str = "result") -> str:
+    """`value` as JSON text that `decode` turns into an equal value.
+
+    Raises `NotJSONError` with the path of the first part that cannot be written, for example
+    `result.items[3].fn`; `where` is the path's first word. Whatever the value's own code raises
+    ends as that error too.
+    """
+    if value is None:
+        return "null"
+    try:
+        # Decoded at once: the bytes that orjson hands out keep a buffer of 4 KiB each.
+        text = orjson.dumps(value, _plain, _OPTIONS).decode()
+        if _lost(value, text) is None:
+            return text
+    except Exception:  # noqa: BLE001  # whatever it was, the walk says where
+        return _encode_slowly(value, where)
+    return _encode_slowly(value, where)
+
+
+def _encode_slowly(value: object, where: str) -> str:
+    walk = _Walk()
+    try:
+        return orjson.dumps(walk.tree(value)).decode()
+    except _Refused as refused:
+        problem = str(refused)
+    except RecursionError:
+        problem = "it is nested too deep"
+    except Exception as error:  # noqa: BLE001  # a property, an iterator or a serializer of the value raised
+        problem = f"writing a {type_name(walk.at)} raised {error_summary(error)}"
+    raise NotJSONError(_spell(where, walk.path), problem) from None
+
+
+def type_name(value: object) -> str:
+    """The class of `value` as `module.Name`, without running any code of it."""
+    kind = _class(value)
+    module = type.__dict__["__dict__"].__get__(kind).get("__module__", "builtins")
+    name = type.__dict__["__qualname__"].__get__(kind)
+    return name if module == "builtins" or type(module) is not str else f"{module}.{name}"
+
+
+def _spell(where: str, path: Iterable[Any]) -> str:
+    def step(key: Any) -> str:
+        if type(key) is str:
+            return f".{key}" if key.isidentifier() else f'["{preview(key, 60)[1:-1]}"]'
+        return f"[{preview(key, 60)}]"
+
+    return where + "".join(map(step, path))
+
+
+def _base64(value: Any) -> str:
+    from base64 import urlsafe_b64encode  # the alphabet that pydantic writes
+
+    return urlsafe_b64encode(bytes(value)).decode()
+
+
+def _ordered(value: Any) -> list[Any]:
+    try:
+        return sorted(value)  # the same text in every process, so far as the items can be compared
+    except Exception:  # noqa: BLE001  # a comparison may raise anything
+        return list(value)
+
+
+def _instant(value: datetime) -> str:
+    if (value.utcoffset() or timedelta()) % timedelta(minutes=1):
+        # RFC 3339 has no room for local mean times such as +00:53:28, but for the instant there is.
+        return value.astimezone(UTC).isoformat()
+    return value.isoformat()
+
+
+def _duration(value: timedelta) -> str:
+    # In microseconds, because the magnitude of `timedelta.min` is one too many for a timedelta.
+    size = value // timedelta(microseconds=1)
+    seconds, micros = divmod(abs(size), 1_000_000)
+    days, seconds = divmod(seconds, 86_400)
+    return f"{'-' if size < 0 else ''}P{days}DT{seconds}.{micros:06}S"
+
+
+def _decimal(value: Any) -> str:
+    if not value.is_finite():
+        raise _Refused("a Decimal that is not finite cannot be written in JSON")
+    return str(value)
+
+
+@cache
+def _forms() -> dict[type, Callable[[Any], Any]]:
+    from decimal import Decimal
+
+    forms: dict[type, Callable[[Any], Any]] = {datetime: _instant, timedelta: _duration, Decimal: _decimal}
+    forms |= {Enum: lambda value: value.value, date: date.isoformat, time: time.isoformat, float: float}
+    forms |= dict.fromkeys((bytes, bytearray, memoryview), _base64)
+    forms |= dict.fromkeys((set, frozenset), _ordered)
+    forms |= dict.fromkeys((UUID, PurePath), str)
+    return forms | dict.fromkeys((deque, tuple), list)
+
+
+def _plain(value: Any) -> Any:
+    """What stands for `value` in JSON, one level deep: its parts may need the same again.
+
+    Goes by the real type, never by `__class__`, which mocks and proxies make up.
+    """
+    kind = _class(value)
+    for base in kind.__mro__:
+        if form := _forms().get(base):
+            return form(value)
+    if serializer := getattr(kind, "__pydantic_serializer__", None):
+        # Names, not aliases: an alias may hold in one direction only. `round_trip` leaves out
+        # computed fields, which a model that forbids extras would not take back.
+        return serializer.to_python(value, mode="json", by_alias=False, round_trip=True, warnings="error")
+    if hasattr(kind, "__dataclass_fields__"):
+        return {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+    raise _Refused(f"a value of type {type_name(value)} has no JSON form")
+
+
+def _parts(value: Any) -> Iterable[tuple[Any, Any]]:
+    """The parts of a container, model or dataclass, each with the step that leads to it."""
+    kind = _class(value)
+    parts: Any = ()
+    if issubclass(kind, dict):
+        parts = _DICT.items(value)
+    elif issubclass(kind, _SEQUENCES):
+        parts = enumerate(value)
+    elif hasattr(kind, "__dataclass_fields__"):
+        parts = [(each.name, getattr(value, each.name, None)) for each in fields(value)]
+    elif hasattr(kind, "__pydantic_serializer__"):
+        parts = [*vars(value).items(), *(value.__pydantic_extra__ or {}).items()]
+    return cast("Iterable[tuple[Any, Any]]", parts)
+
+
+def _lost(value: Any, text: str) -> tuple[tuple[Any, ...], str] | None:
+    """Where `value` holds what `text` shows as something else, and what it is; None if nowhere.
+
+    orjson and pydantic write NaN as `null`, pydantic a secret as asterisks: without either there
+    is nothing to look for. Cycles have been refused by both encoders before this is called.
+    """
+    null, masked = "null" in text, _MASK in text
+    left: list[tuple[Any, tuple[Any, ...]]] = [(value, ())] if null or masked else []
+    while left:
+        part, path = left.pop()
+        kind = _class(part)
+        if kind in (str, int, bool):
+            continue
+        if issubclass(kind, Enum):
+            part = part.value
+            kind = _class(part)
+        if null and issubclass(kind, float) and not isfinite(part):
+            return path, f"{float.__repr__(part)} cannot be written in JSON"
+        if masked and hasattr(kind, "get_secret_value"):
+            return path, f"a {kind.__name__} is never written out"
+        left.extend([(inner, (*path, step)) for step, inner in _parts(part) if inner is not None])
+    return None
+
+
+class _Walk:
+    """Builds the plain tree of one value. Where it stops, `path` leads there and `at` is what is there."""
+
+    def __init__(self) -> None:
+        self.path: list[Any] = []
+        self.at: Any = None
+        self._above: set[int] = set()
+
+    def tree(self, value: Any) -> Any:
+        self.at = value
+        kind = _class(value)
+        if value is None or kind is bool:
+            return value
+        if issubclass(kind, Enum):
+            return self.tree(value.value)
+        if issubclass(kind, str):
+            return _text(str.__str__(value))
+        if issubclass(kind, int):
+            number = int.__index__(value)
+            return number if -(2**63) <= number < 2**64 else orjson.Fragment(_digits(number))
+        if issubclass(kind, float) and not isfinite(value):
+            raise _Refused(f"{float.__repr__(value)} cannot be written in JSON")
+        return float(value) if issubclass(kind, float) else self._compound(value, kind)
+
+    def _compound(self, value: Any, kind: Any) -> Any:
+        # Loops and recursion share one frame: two per level leave the stack room for MAX_DEPTH.
+        if id(value) in self._above:
+            raise _Refused("it contains itself")
+        if len(self.path) >= MAX_DEPTH:
+            raise _Refused(f"it is nested more than {MAX_DEPTH} levels deep")
+        self._above.add(id(value))
+        tree: Any
+        if issubclass(kind, dict):
+            tree = {}
+            for key, part in _DICT.items(value):
+                self.path.append(key)
+                tree[self._key(key, tree)] = self.tree(part)
+                self.path.pop()
+        elif issubclass(kind, _SEQUENCES):
+            tree = []
+            items: Any = value if issubclass(kind, list) else _plain(value)
+            for index, part in enumerate(items):
+                self.path.append(index)
+                tree.append(self.tree(part))
+                self.path.pop()
+        else:
+            tree = self.tree(self._converted(value))
+            if lost := _lost(value, orjson.dumps(tree).decode()):
+                self.path.extend(lost[0])
+                raise _Refused(lost[1])
+        self._above.discard(id(value))
+        return tree
+
+    def _converted(self, value: Any) -> Any:
+        try:
+            return _plain(value)
+        except Exception:
+            for step, part in _parts(value):  # a model's serializer does not say which field it was
+                self.path.append(step)
+                self.tree(part)
+                self.path.pop()
+            self.at = value
+            raise
+
+    def _key(self, key: Any, taken: dict[str, Any]) -> str:
+        plain = self.tree(key)
+        if isinstance(plain, list | dict):
+            raise _Refused(f"a key of type {type_name(key)} has no JSON form")
+        text = plain if isinstance(plain, str) else orjson.dumps(plain).decode()
+        if text in taken:
+            raise _Refused(f"two keys of the dict are {preview(text, 60)} when written in JSON")
+        return text
+
+
+def _text(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _Refused(f"its text has a lone surrogate, {value[error.start]!a}, at index {error.start}") from None
+    return value
+
+
+_CHUNK = 4000  # Python converts 4,300 digits at most at once, and in quadratic time; halves do not
+
+
+def _digits(value: int) -> str:
+    if value < 0:
+        return f"-{_digits(-value)}"
+    if value.bit_length() < 3 * _CHUNK:
+        return str(value)
+    half = value.bit_length() * 3 // 20  # about half of its decimal digits
+    high, low = divmod(value, 10**half)
+    return _digits(high) + _digits(low).zfill(half)
+
+
+def _from_digits(text: str) -> int:
+    if text.startswith("-"):
+        return -_from_digits(text[1:])
+    if len(text) <= _CHUNK:
+        return int(text)
+    half = len(text) // 2
+    scale: int = 10**half
+    return _from_digits(text[:-half]) * scale + _from_digits(text[-half:])
+
+
+# --- decoding ------------------------------------------------------------------------------
+
+_ANYTHING = (Any, object, inspect.Parameter.empty)
+_EXACT = (str, int, float, bool, dict, list, type(None))
+_LONG_NUMBER = re.compile(r"\d{19}")  # orjson reads integers beyond 64 bits as floats
+
+
+def decode(text: str, annotation: Any = Any) -> Any:
+    """The value that `encode` wrote, as the type `annotation` says.
+
+    A text that does not fit is a `ValueError` (pydantic's `ValidationError` is one), never
+    converted: a recorded result has to equal the one its first caller got. Models read their own
+    part by their own settings.
+    """
+    if any(annotation is each for each in _ANYTHING):
+        return _loads(text)
+    if annotation is None or any(annotation is each for each in _EXACT):
+        value = _loads(text)
+        if type(value) is (annotation or type(None)):
+            return value
+    if annotation is bytearray or annotation is memoryview:  # pydantic reads only `bytes` from JSON
+        return annotation(decode(text, bytes))
+    return _decode_typed(text, annotation)
+
+
+def _loads(text: str) -> Any:
+    if not _LONG_NUMBER.search(text):
+        return orjson.loads(text)
+    import json
+
+    return json.loads(text, parse_int=_from_digits)
+
+
+def _decode_typed(text: str, annotation: Any) -> Any:
+    from pydantic import ValidationError
+
+    try:
+        # Two unions that differ in order are equal, but pydantic reads them in their order.
+        adapter = _adapter(annotation, repr(annotation))
+    except TypeError:  # `Annotated` with something unhashable
+        adapter = _adapter.__wrapped__(annotation, "")
+    try:
+        return adapter.validate_json(f"[{text}]", by_alias=False, by_name=True)[0]
+    except ValidationError as error:
+        if error.errors(include_url=False)[0]["type"] != "json_invalid":
+            raise
+    # pydantic's own parser stops at 200 levels and at 4,300 digits.
+    return adapter.validate_python([_loads(text)], strict=False, by_alias=False, by_name=True)[0]
+
+
+@lru_cache(maxsize=512)
+def _adapter(annotation: Any, _spelling: str) -> Any:
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter
+
+    # In a list, because a bare dataclass or model takes no configuration from outside.
+    config = ConfigDict(strict=True, val_json_bytes="base64", arbitrary_types_allowed=True)
+    try:
+        return TypeAdapter(cast("Any", list)[annotation], config=config)
+    except (PydanticUserError, NameError) as error:
+        raise ValueError(f"values of type {preview(annotation)} cannot be read back: {error}") from error
+
+
+# --- previews ------------------------------------------------------------------------------
+
+_SHORT_REPR = {"datetime", "decimal", "fractions", "pathlib", "pathlib._local", "uuid", "zoneinfo"}
+
+
+def preview(value: object, limit: int = 200) -> str:
+    """A short text for people, at most `limit` characters; never raises.
+
+    Runs no `__repr__` but the standard library's: an object's own may raise, take gigabytes or
+    tell a password. Secrets stay hidden, and so do fields declared with `repr=False`.
+    """
+    try:
+        text = _Preview().repr(value).encode(errors="backslashreplace").decode()
+    except Exception:  # noqa: BLE001  # a property or an iterator of the value raised
+        text = f"<{type_name(value)}>"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+class _Preview(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxstring, self.maxlong, self.fillvalue = 4, 6, 150, 60, "…"
+
+    def repr1(self, x: Any, level: int) -> str:
+        # By type and not, as the base class does, by the type's name, which anybody may use.
+        return super().repr1(x, level) if type(x) in _BUILT_IN else self.repr_instance(x, level)
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() <= 1024 else f"<int of {x.bit_length():,} bits>"
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        kind = _class(x)
+        if hasattr(kind, "get_secret_value"):
+            return f"{kind.__name__}('{_MASK}')"
+        if issubclass(kind, Enum):
+            return f"{kind.__name__}.{x.name}"
+        if kind in (bool, float, complex, type(None), bytes, bytearray) or kind.__module__ in _SHORT_REPR:
+            return repr(x[: self.maxstring] if kind in (bytes, bytearray) else x)
+        declared = getattr(kind, "__dataclass_fields__", None) or getattr(kind, "__pydantic_fields__", None)
+        if declared is None or level <= 0:
+            return f"<{type_name(x)}>"
+        told = [step for step, field in declared.items() if field.repr][: self.maxdict]
+        return f"{kind.__name__}({', '.join(f'{step}={self.repr1(getattr(x, step), level - 1)}' for step in told)})"
+
+
+_BUILT_IN = (str, int, dict, *_SEQUENCES)
+
+
+# --- exceptions ----------------------------------------------------------------------------
+
+
+def error_summary(exc: BaseException) -> str:
+    """`Type: text` in at most 1,000 characters; a group that holds one exception is named by that one."""
+    leaves = [*islice(_leaves(exc), 2)]
+    error = leaves[0] if len(leaves) == 1 else exc
+    text = _message(error, 1000)
+    return f"{type(error).__qualname__}: {text}"[:1000] if text else type(error).__qualname__[:1000]
+
+
+def encode_error(exc: BaseException, *, limit: int = 64 * 1024) -> str:
+    """`exc` as a JSON object of at most `limit` bytes (a few hundred more where that is too little).
+
+    `type, module, message, traceback, notes`, then `cause` or `context` (the same again, nested),
+    and for a group `exceptions`: its leaves at any depth, 100 at most. Tracebacks carry no locals
+    and, so that they show the user's code, none of asyncflow's own frames.
+    """
+    root, told = _records(exc, most=min(120, limit // 512 + 1))
+    room = limit
+    while True:
+        for record, texts in told:
+            share = room // 2 if record is root else room // (2 * len(told))
+            record.update({key: _cut(text, share) for key, text in texts.items()})
+        text = orjson.dumps(root).decode()
+        if len(text.encode()) <= limit or room < 64:
+            return text
+        room = room * 3 // 4
+
+
+def _records(exc: BaseException, most: int) -> tuple[dict[str, Any], list[tuple[dict[str, Any], dict[str, str]]]]:
+    """One record per exception that `exc` leads to, breadth first, linked; with the texts each is to tell.
+
+    A work list and not recursion: groups nest thousands deep, and causes may form a ring.
+    """
+    root: dict[str, Any] = {}
+    left: list[tuple[BaseException, dict[str, Any], int]] = [(exc, root, 0)]
+    seen = {id(exc)}
+    told: list[tuple[dict[str, Any], dict[str, str]]] = []
+    for error, record, depth in left:
+        record |= {"type": type(error).__qualname__[:200], "module": str(type(error).__module__)[:200]}
+        told.append((record, {"message": _message(error), "traceback": _traceback(error), **_notes(error)}))
+        for key, other in _linked(error) if depth < 10 else ():
+            if id(other) in seen:
+                continue
+            if len(left) >= most or len(record.get(key, ())) >= 100:
+                record["left_out"] = True
+                break
+            seen.add(id(other))
+            left.append((other, {}, depth + 1))
+            if key == "exceptions":
+                record.setdefault(key, []).append(left[-1][1])
+            else:
+                record[key] = left[-1][1]
+    return root, told
+
+
+def _linked(error: BaseException) -> Iterator[tuple[str, BaseException]]:
+    if error.__cause__ is not None:
+        yield "cause", error.__cause__
+    elif error.__context__ is not None and not error.__suppress_context__:
+        yield "context", error.__context__
+    if issubclass(type(error), BaseExceptionGroup):
+        yield from (("exceptions", leaf) for leaf in _leaves(error))
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    left = [exc]
+    while left:
+        error: Any = left.pop()
+        if isinstance(error, BaseExceptionGroup):
+            left.extend(reversed(cast("Any", error).exceptions))
+        else:
+            yield error
+
+
+def _message(error: BaseException, limit: int = 32 * 1024) -> str:
+    try:
+        text = str.__str__(str(error))
+    except Exception:  # noqa: BLE001  # an exception's `__str__` is anybody's code
+        text = "<its __str__ raised>"
+    return text[:limit].encode(errors="backslashreplace").decode()
+
+
+def _notes(error: BaseException) -> dict[str, str]:
+    notes: Any = getattr(error, "__notes__", None)
+    return {"notes": "\n".join(each for each in notes[:20] if _class(each) is str)} if _class(notes) is list else {}
+
+
+def _traceback(error: BaseException) -> str:
+    import traceback
+
+    try:
+        stack = traceback.extract_tb(error.__traceback__, limit=-500)  # the innermost ones
+        users = [frame for frame in stack if not frame.filename.startswith((_OWN_FOLDER, "<asyncflow "))]
+        frames = "".join(traceback.format_list(users or stack))
+    except Exception:  # noqa: BLE001  # source lines come from import hooks, which are anybody's code
+        frames = ""
+    return f"Traceback (most recent call last):\n{frames}{type(error).__qualname__}: {_message(error)}\n"
+
+
+def _cut(text: str, room: int) -> str:
+    """`text` in at most `room` characters, without its middle."""
+    if len(text) <= room:
+        return text
+    return f"{text[: room // 2]}\n... {len(text) - room:,} characters left out ...\n{text[len(text) - room // 2 :]}"

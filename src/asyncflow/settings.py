@@ -1,0 +1,76 @@
+"""Settings: read from arguments and the environment when a runtime opens, never at import."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from asyncflow.exceptions import OptionError
+
+__all__ = ["Settings"]
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a runtime behaves. Each field is also an environment variable, `ASYNCFLOW_<FIELD>`."""
+
+    home: Path = Path(".asyncflow")
+    """The folder of the database and the result files."""
+    synchronous: Literal["full", "normal"] = "full"
+    """SQLite's setting: `normal` is faster and may lose the last commits when the power goes."""
+    parameters_limit: int = 512 * 1024
+    """Most bytes of JSON the parameters of one flow run may take; 0 = no limit."""
+    persist_results_by_default: bool = True
+    """Whether results are recorded where no `persist_result=` says."""
+    grace_seconds: float = 10.0
+    """How long the `finally` blocks of a cancelled run may take."""
+    durability_seconds: float = 5.0
+    """How long an outermost run waits for the disk to confirm its final state."""
+    hook_seconds: float = 10.0
+    """How long the hooks of a run that is being cancelled may take."""
+    max_threads: int = 64
+    """Most worker threads for sync bodies called from async code; more wait their turn."""
+    queue_limit: int = 10_000
+    """Unwritten records beyond which new runs are held back at their start."""
+    log_level: str = "INFO"
+    """The lowest level of run logs that is kept in the store."""
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, **given: Any) -> Settings:
+        """Settings from keywords first, then from `ASYNCFLOW_*` variables, then the defaults.
+
+        A value that cannot be read raises `OptionError`, naming the variable.
+        """
+        environ = os.environ if environ is None else environ
+        hints = get_type_hints(cls)
+        values = {name: value for name, value in given.items() if value is not None}
+        for each in fields(cls):
+            variable = f"ASYNCFLOW_{each.name.upper()}"
+            if each.name not in values and (text := environ.get(variable)):
+                values[each.name] = _parse(variable, text, hints[each.name])
+        if isinstance(values.get("home"), str):
+            values["home"] = Path(values["home"])
+        return cls(**values)
+
+
+def _parse(variable: str, text: str, kind: Any) -> Any:
+    if kind is bool:
+        if text.lower() in _TRUE | _FALSE:
+            return text.lower() in _TRUE
+        raise OptionError(variable, text, "true or false")
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise OptionError(variable, text, "a number") from None
+    if kind == Literal["full", "normal"]:
+        if text.lower() not in ("full", "normal"):
+            raise OptionError(variable, text, "'full' or 'normal'")
+        return text.lower()
+    return Path(text) if kind is Path else text

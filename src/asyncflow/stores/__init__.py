@@ -1,0 +1,1 @@
+"""Where runs are recorded: adapters of `asyncflow.abc.RunStore`."""

@@ -1,0 +1,140 @@
+"""The database's schema: one table of runs, one of log lines, and views for people who open it.
+
+A run is one row, with integer codes and 16-byte ids, because that is what a task run may cost:
+about 235 bytes with its indexes. The views tell the same with text ids, state names and ISO times,
+so that any SQLite tool shows what happened. Nothing in asyncflow reads them.
+
+The table is clustered on the id (WITHOUT ROWID): ids grow with time, so rows are appended, and
+neither the key nor a row number is kept twice. Each secondary index ends with the id by itself,
+so `run_of_parent` is really (parent_id, id): the children of a run in the order they were made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from asyncflow._rows import FLOW, STATE_CODES, STATE_TYPES
+from asyncflow.states import StateType
+
+if TYPE_CHECKING:
+    import sqlite3
+
+__all__ = ["APPLICATION_ID", "VERSION", "migrate"]
+
+APPLICATION_ID = 0x41464C57
+"""In the file's header: tells our database from any other SQLite file."""
+
+
+def _text_id(column: str) -> str:
+    """SQL for an id as people write it; SQLite has no function that does."""
+    digits = f"hex({column})"
+    parts = "||'-'||".join(f"substr({digits},{start},{size})" for start, size in _GROUPS)
+    return f"CASE WHEN {column} IS NOT NULL THEN lower({parts}) END"
+
+
+_GROUPS = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
+
+
+def _time(column: str) -> str:
+    return f"strftime('%Y-%m-%dT%H:%M:%S',({column})/1000000,'unixepoch')||printf('.%06dZ',({column})%1000000)"
+
+
+def _choose(column: str, names: list[str]) -> str:
+    return f"CASE {column} " + " ".join(f"WHEN {code} THEN '{name}'" for code, name in enumerate(names)) + " END"
+
+
+def _state_type(column: str) -> str:
+    return _choose(column, [type_.value for type_ in STATE_TYPES])
+
+
+def _state_name(name: str, code: str) -> str:
+    return f"coalesce({name}, {_choose(code, [type_.value.title() for type_ in STATE_TYPES])})"
+
+
+_NEWEST = f"""
+    {_state_type("state")} AS state_type, {_state_name("state_name", "state")} AS state_name,
+    message AS state_message, run_count, tags"""
+_TIMES = f"""
+    {_time("created")} AS created, {_time("started")} AS start_time, {_time("ended")} AS end_time"""
+
+_FLOW_RUNS = f"""
+CREATE VIEW flow_runs AS SELECT
+    {_text_id("id")} AS id, name, function AS flow_name, json_extract(details, '$.version') AS flow_version,
+    {_NEWEST}, {_TIMES}, parameters, result, result_file, error,
+    coalesce(json_extract(details, '$.parent_flow_run_id'), {_text_id("flow_run_id")}) AS parent_flow_run_id,
+    {_text_id("parent_id")} AS parent_task_run_id
+FROM run WHERE kind = {FLOW}"""
+
+_TASK_RUNS = f"""
+CREATE VIEW task_runs AS SELECT
+    {_text_id("id")} AS id, coalesce(name, function||'-'||substr(lower(hex(id)), -3)) AS name,
+    function AS task_name, key AS task_key,
+    {_NEWEST}, {_TIMES}, result, result_file, error,
+    {_text_id("flow_run_id")} AS flow_run_id,
+    CASE WHEN parent_id IS NOT flow_run_id THEN {_text_id("parent_id")} END AS parent_task_run_id,
+    json_extract(details, '$.child_flow_run_id') AS child_flow_run_id
+FROM run WHERE kind <> {FLOW}"""
+
+# The history of a plain run as the `history` column would have it; see `asyncflow._rows._history`.
+_PENDING = f"json_array({STATE_CODES[StateType.PENDING]}, NULL, NULL, created)"
+_RUNNING = f"json_array({STATE_CODES[StateType.RUNNING]}, NULL, NULL, started)"
+_LAST = "json_array(state, state_name, message, coalesce(ended, started, created))"
+_PLAIN = f"""CASE
+    WHEN ended IS NOT NULL AND started IS NOT NULL THEN json_array({_PENDING}, {_RUNNING}, {_LAST})
+    WHEN ended IS NOT NULL OR started IS NOT NULL THEN json_array({_PENDING}, {_LAST})
+    ELSE json_array({_LAST}) END"""
+
+_STATES = f"""
+CREATE VIEW states AS SELECT
+    {_text_id("run.id")} AS run_id, {_choose("kind", ["flow run", "task run", "task run"])} AS run_kind,
+    entry.key AS sequence,
+    {_state_type("json_extract(entry.value, '$[0]')")} AS type,
+    {_state_name("json_extract(entry.value, '$[1]')", "json_extract(entry.value, '$[0]')")} AS name,
+    json_extract(entry.value, '$[2]') AS message,
+    {_time("json_extract(entry.value, '$[3]')")} AS timestamp
+FROM run, json_each(coalesce(history, {_PLAIN})) AS entry
+ORDER BY run.id, entry.key"""
+
+_LOGS = f"""
+CREATE VIEW logs AS SELECT
+    {_time("timestamp")} AS timestamp, level, logger AS name, message,
+    {_text_id("flow_run_id")} AS flow_run_id, {_text_id("task_run_id")} AS task_run_id
+FROM log ORDER BY log.timestamp, log.id"""
+
+_VIEWS = {"flow_runs": _FLOW_RUNS, "task_runs": _TASK_RUNS, "states": _STATES, "logs": _LOGS}
+
+_MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE run (
+            id BLOB NOT NULL PRIMARY KEY, kind INTEGER, parent_id BLOB, flow_run_id BLOB,
+            function TEXT, key TEXT, name TEXT, state INTEGER, state_name TEXT, message TEXT,
+            created INTEGER, started INTEGER, ended INTEGER, run_count INTEGER, seq INTEGER,
+            tags TEXT, parameters TEXT, result TEXT, result_file TEXT, error TEXT, history TEXT, details TEXT
+        ) WITHOUT ROWID""",
+        "CREATE INDEX run_of_parent ON run (parent_id)",
+        "CREATE INDEX run_of_flow_run ON run (flow_run_id)",
+        "CREATE INDEX run_of_flow ON run (id) WHERE kind = 0",
+        "CREATE INDEX run_not_ended ON run (id) WHERE state < 5",
+        """CREATE TABLE log (
+            id BLOB NOT NULL PRIMARY KEY,
+            flow_run_id BLOB, task_run_id BLOB, timestamp INTEGER, level INTEGER, logger TEXT, message TEXT
+        ) WITHOUT ROWID""",
+        "CREATE INDEX log_of_flow_run ON log (flow_run_id, timestamp)",
+        "CREATE INDEX log_of_task_run ON log (task_run_id, timestamp) WHERE task_run_id IS NOT NULL",
+    ),
+)
+"""What brings the tables from each version to the next: literal text, never edited, only added to."""
+
+VERSION = len(_MIGRATIONS)
+
+
+def migrate(connection: sqlite3.Connection, found: int) -> None:
+    """Bring the schema from version `found` to `VERSION`, inside the transaction that is open."""
+    for statements in _MIGRATIONS[found:]:
+        for statement in statements:
+            connection.execute(statement)
+    for name, view in _VIEWS.items():  # views hold no data, so they are made anew
+        connection.execute(f"DROP VIEW IF EXISTS {name}")
+        connection.execute(view)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {VERSION}")

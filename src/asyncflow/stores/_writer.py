@@ -1,0 +1,320 @@
+"""The one thread that writes to the database, and the queue in front of it.
+
+Guarantees:
+
+- `put`, `put_log` and `confirm` take no lock and may be called from any thread, from a signal
+  handler or a finalizer in the middle of one another: a deque's `append` and a `SimpleQueue`'s
+  `put` are single C calls made for that. (An `Event` is not: its lock would be taken twice.)
+- What was put before a ticket is committed before the ticket is resolved.
+- A turn that fails is tried again, with the same rows, until it works or the store is closed. An
+  error from the disk does not say that nothing was written (a failed fsync can leave the commit in
+  place), which is why every row's write can be repeated: by sequence number, or by a log line's id.
+
+A busy event loop lets another thread have the GIL only every 5 ms or so, and `sqlite3` gives it up
+at every statement. So a turn is one statement with a row for each run, and no BEGIN and COMMIT
+around it unless there are several. Statements exist for powers of two only, so that each is
+prepared once; the last row is repeated up to the next one, which the sequence number makes harmless.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from asyncflow._rows import LogRow, RunRow, storable
+from asyncflow.abc import Recordable, ResultStore, Ticket
+from asyncflow.exceptions import StoreError
+from asyncflow.ids import new_id
+from asyncflow.stores._database import Database
+
+if TYPE_CHECKING:
+    import sqlite3
+
+__all__ = ["Writer"]
+
+TURN = 1024
+"""Most entries of the queue in one turn: what is written while the disk is slow stays bounded."""
+CHUNK = 512
+"""Most rows in one statement: 22 columns each, and SQLite takes 32,766 values."""
+LINGER = 0.010
+"""Seconds a turn without a ticket waits for more to come."""
+MOST_LOGS = 10_000
+"""Log lines that may wait; more are dropped."""
+RETRY = (0.05, 0.5)
+"""Seconds before a failed turn is tried again: at first, and at most."""
+CHECK_SECONDS = 1.0
+"""How often the writer makes sure that the file is still the one it opened."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What one turn writes."""
+
+    runs: list[tuple[bytes, RunRow]] = field(default_factory=list[tuple[bytes, RunRow]])
+    logs: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
+    tickets: list[Ticket] = field(default_factory=list[Ticket])
+    unreadable: StoreError | None = None
+    """Why a run could not be recorded at all: a fault of ours that its tickets must tell."""
+    rows: list[RunRow] | None = None
+    """The rows to commit, once their results are written: a repeated turn writes no result twice."""
+
+
+class Writer:
+    """Writes what is put, in order, in a thread of its own."""
+
+    def __init__(self, database: Database, results: ResultStore) -> None:
+        self._database = database
+        self._results = results
+        self._connection = database.open_writer()
+        self._waiting: deque[Recordable | Ticket] = deque()
+        self._logs: deque[LogRow] = deque()
+        self._signal: SimpleQueue[None] = SimpleQueue()
+        self._idle = False  # asleep until anything comes
+        self._lingering = False  # asleep for a moment, or until a ticket comes
+        self._ticket_came = False
+        self._writing = 0
+        self._checked = 0.0
+        self._give_up_at: float | None = None
+        self.dropped_logs = 0
+        self.last_error: StoreError | None = None
+        """Why the turn under way has not worked yet."""
+        self.thread = Thread(target=self._run, name="asyncflow-writer", daemon=True)
+        self.thread.start()
+
+    # --- any thread --------------------------------------------------------------------------
+
+    def put(self, item: Recordable) -> None:
+        if item.queued:  # its newest state is read when it is taken out
+            return
+        item.queued = True
+        self._waiting.append(item)
+        if self._idle:
+            self._wake()
+
+    def put_log(self, row: LogRow) -> None:
+        if len(self._logs) >= MOST_LOGS:
+            self.dropped_logs += 1
+            return
+        self._logs.append(row)
+        if self._idle:
+            self._wake()
+
+    def confirm(self, ticket: Ticket) -> None:
+        self._waiting.append(ticket)
+        self._ticket_came = True
+        if self._idle or self._lingering:
+            self._wake()
+
+    @property
+    def backlog(self) -> int:
+        return len(self._waiting) + self._writing
+
+    def close(self, timeout: float) -> bool:
+        """Write what waits and end the thread; whether that was done within `timeout` seconds."""
+        self._give_up_at = time.monotonic() + timeout
+        self._signal.put(None)
+        self.thread.join(timeout)
+        return not (self.thread.is_alive() or self._waiting or self._writing)
+
+    def _wake(self) -> None:
+        # One signal is enough; a stale one only makes the writer look again.
+        self._idle = self._lingering = False
+        self._signal.put(None)
+
+    # --- the writer's thread -----------------------------------------------------------------
+
+    def _run(self) -> None:
+        more = False
+        try:
+            while self._wait_for_work():
+                if not more:  # else the last turn was full: what is left has waited long enough
+                    self._linger()
+                more = self._take_turn()
+        finally:
+            with suppress(Exception):
+                self._connection.close()
+            late = self.last_error or StoreError("closing", self._database.path, "there was no time left to write it")
+            self._resolve([each for each in self._waiting if isinstance(each, Ticket)], late)
+
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is something to write; false when the writer is to end."""
+        while not (self._waiting or self._logs):
+            if self._give_up_at is not None:
+                return False
+            # The flag first, then the look, then the sleep: whoever puts something after the look
+            # sees the flag.
+            self._idle = True
+            if not (self._waiting or self._logs or self._give_up_at is not None):
+                self._signal.get()
+            self._idle = False
+        return not self._has_given_up()
+
+    def _linger(self) -> None:
+        self._lingering = True
+        if not self._ticket_came and self._give_up_at is None:
+            with suppress(Empty):
+                self._signal.get(timeout=LINGER)
+        self._lingering = False
+
+    def _take_turn(self) -> bool:
+        """Write one turn; whether it was full. In a function of its own so that nothing of it stays in memory."""
+        turn = _Turn()
+        self._ticket_came = False
+        taken = self._take_runs(turn)
+        self._take_logs(turn)
+        self._writing = len(turn.runs)
+        if self._persist(turn):
+            self._writing = 0
+            self._resolve(turn.tickets, turn.unreadable)
+        else:
+            self._resolve(turn.tickets, self.last_error)
+        return taken == TURN
+
+    def _take_runs(self, turn: _Turn) -> int:
+        waiting = self._waiting
+        for taken in range(TURN):
+            if not waiting:
+                return taken
+            entry = waiting.popleft()
+            if isinstance(entry, Ticket):
+                turn.tickets.append(entry)
+                continue
+            entry.queued = False  # before its rows are read: a change from now on queues it again
+            try:
+                root = entry.root_id
+                turn.runs += [(root, row) for row in entry.rows()]
+            except Exception as error:  # noqa: BLE001  # one such run must not keep the others from disk
+                turn.unreadable = StoreError("recording a run", self._database.path, repr(error))
+                _report(f"a run could not be recorded: {error!r}")
+        return TURN
+
+    def _take_logs(self, turn: _Turn) -> None:
+        # After the runs and all of them: so every line put before one of the tickets is among them.
+        while self._logs:
+            turn.logs.append((new_id(), *self._logs.popleft()))
+
+    def _persist(self, turn: _Turn) -> bool:
+        """Bring a turn to disk, however often it takes; false when the store is closing and time is up."""
+        delay, longest = RETRY
+        while True:
+            try:
+                self._write(turn)
+            except StoreError as error:
+                # Without its traceback, whose frames hold the rows of this turn.
+                self.last_error = error.with_traceback(None)
+                self.last_error.__cause__ = self.last_error.__context__ = None
+            except Exception as error:  # noqa: BLE001  # out of memory, say: as much a reason to try again
+                self.last_error = StoreError("writing", self._database.path, repr(error))
+            else:
+                self.last_error = None
+                return True
+            if self._has_given_up():
+                return False
+            with suppress(Empty):
+                self._signal.get(timeout=delay)
+            delay = min(delay * 2, longest)
+
+    def _has_given_up(self) -> bool:
+        return self._give_up_at is not None and time.monotonic() >= self._give_up_at
+
+    def _write(self, turn: _Turn) -> None:
+        if turn.rows is None:
+            turn.rows = self._results.write(turn.runs) if turn.runs else []
+        self._check_in_place()
+        with self._database.mapped("writing"):
+            try:
+                self._commit(turn.rows, turn.logs)
+            except _binding_errors():
+                # Some text or number that SQLite cannot take; which one is not worth finding out.
+                turn.rows = [RunRow._make(map(storable, row)) for row in turn.rows]
+                turn.logs = [tuple(map(storable, row)) for row in turn.logs]
+                self._commit(turn.rows, turn.logs)
+
+    def _commit(self, rows: Sequence[RunRow], logs: Sequence[tuple[Any, ...]]) -> None:
+        connection = self._connection
+        statements = [*_statements(_upsert, rows), *_statements(_insert_log, logs)]
+        if connection.in_transaction:  # a rollback of the last try failed
+            connection.execute("ROLLBACK")
+        if len(statements) == 1:
+            connection.execute(*statements[0])
+        elif statements:
+            _in_transaction(connection, statements)
+
+    def _check_in_place(self) -> None:
+        now = time.monotonic()
+        if now - self._checked >= CHECK_SECONDS:
+            self._database.check_in_place()
+            self._checked = now
+
+    def _resolve(self, tickets: list[Ticket], error: StoreError | None) -> None:
+        by_wake: dict[Callable[[list[Ticket]], None], list[Ticket]] = {}
+        for ticket in tickets:
+            ticket.error = error
+            ticket.done = True
+            by_wake.setdefault(ticket.wake, []).append(ticket)
+        for wake, group in by_wake.items():
+            try:
+                wake(group)
+            except Exception as problem:  # noqa: BLE001  # its loop may be gone; the others still wait
+                _report(f"waking those who wait for the disk failed: {problem!r}")
+
+
+def _in_transaction(connection: sqlite3.Connection, statements: list[tuple[str, list[Any]]]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for sql, values in statements:
+            connection.execute(sql, values)
+        connection.execute("COMMIT")
+    except BaseException:
+        # After some errors SQLite has rolled back by itself, and a second time would be an error.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _statements(sql: Callable[[int], str], rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[str, list[Any]]]:
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        size = 1 << (len(chunk) - 1).bit_length()
+        values = list(chain.from_iterable(chunk))
+        values += chunk[-1] * (size - len(chunk))
+        yield sql(size), values
+
+
+@cache
+def _upsert(size: int) -> str:
+    changes = ", ".join(f"{name} = excluded.{name}" for name in RunRow._fields if name != "id")
+    return (
+        f"INSERT INTO run ({', '.join(RunRow._fields)}) VALUES {_places(len(RunRow._fields), size)} "
+        f"ON CONFLICT (id) DO UPDATE SET {changes} WHERE excluded.seq > run.seq"
+    )
+
+
+@cache
+def _insert_log(size: int) -> str:
+    names = ("id", *LogRow._fields)
+    return f"INSERT OR IGNORE INTO log ({', '.join(names)}) VALUES {_places(len(names), size)}"
+
+
+def _places(columns: int, rows: int) -> str:
+    return ", ".join([f"({', '.join('?' * columns)})"] * rows)
+
+
+def _binding_errors() -> tuple[type[Exception], ...]:
+    import sqlite3
+
+    return ValueError, OverflowError, sqlite3.InterfaceError, sqlite3.ProgrammingError
+
+
+def _report(message: str) -> None:
+    import logging
+
+    logging.getLogger("asyncflow").error(message)

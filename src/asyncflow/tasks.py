@@ -1,0 +1,61 @@
+"""`@task` and `Task`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
+
+from asyncflow._specs import TaskOptions, Kind, Options
+from asyncflow.declarations import Binds, Declaration
+
+__all__ = ["Task", "TaskDecorator", "task"]
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class Task(Declaration[P, R_co]):
+    """A function declared with `@task`. Calling it makes a recorded task run."""
+
+    _kind = Kind.TASK
+
+    def __init__(self, fn: Callable[P, R_co], /, **options: Unpack[TaskOptions]) -> None:
+        super().__init__(fn, Options().changed(options))
+
+    def with_options(self, **options: Unpack[TaskOptions]) -> Self:
+        """A copy with other options; what is not named stays as it is."""
+        return self._with_options(dict(options))
+
+    # What a class attribute gives: the class bound (class method), itself (any other, read from
+    # the class), the instance bound (method), itself (static method). See Binds.
+    @overload
+    def __get__(self: Binds[type[Any], Q, T], obj: object, owner: type | None = None, /) -> Task[Q, T]: ...
+    @overload
+    def __get__(self, obj: None, owner: type | None = None, /) -> Self: ...
+    @overload
+    def __get__(self: Binds[S, Q, T], obj: S, owner: type | None = None, /) -> Task[Q, T]: ...
+    @overload
+    def __get__(self, obj: object, owner: type | None = None, /) -> Self: ...
+    def __get__(self, obj: object, owner: type | None = None, /) -> Any:
+        return self._bind(obj, owner)
+
+
+class TaskDecorator(Protocol):
+    """`@task(...)`: options given, the function still to come."""
+
+    def __call__(self, fn: Callable[P, R], /) -> Task[P, R]: ...
+
+
+@overload
+def task(fn: Callable[P, R], /, **options: Unpack[TaskOptions]) -> Task[P, R]: ...
+@overload
+def task(fn: None = None, /, **options: Unpack[TaskOptions]) -> TaskDecorator: ...
+def task(fn: Any = None, /, **options: Unpack[TaskOptions]) -> Any:
+    """Declare a function as a task; with or without options."""
+    if fn is None:
+        return lambda function: Task(function, **options)
+    return Task(fn, **options)

@@ -1,0 +1,134 @@
+"""What every test gets: all backends, a home of its own, and an event loop that nothing may block."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+try:
+    import uvloop
+except ImportError:  # not made for every platform
+    uvloop = None  # type: ignore[assignment]
+
+Backend = tuple[str, dict[str, Any]]
+
+# Debug mode reports coroutines that nobody awaited and calls into a loop from a wrong thread.
+ASYNCIO = {"debug": True}
+
+# Calls of ours that block an event loop's thread on purpose: the blocking function, the file it is
+# called from (the end of its path) and the function it is called in. Each is a decision with a
+# reason, told where the call is.
+ALLOWED_TO_BLOCK: list[tuple[str, str, str]] = []
+
+
+def eager_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    if sys.version_info >= (3, 12):
+        loop.set_task_factory(asyncio.eager_task_factory)
+    return loop
+
+
+def uvloop_loop() -> asyncio.AbstractEventLoop:
+    return uvloop.new_event_loop()
+
+
+BACKENDS = [
+    pytest.param(("asyncio", ASYNCIO), id="asyncio"),
+    pytest.param(
+        ("asyncio", {**ASYNCIO, "loop_factory": uvloop_loop}),
+        id="uvloop",
+        marks=pytest.mark.skipif(uvloop is None, reason="uvloop is not installed"),
+    ),
+    pytest.param(("trio", {}), id="trio"),
+]
+if sys.version_info >= (3, 12):  # CPython 3.11 has no eager tasks
+    BACKENDS.insert(1, pytest.param(("asyncio", {**ASYNCIO, "loop_factory": eager_loop}), id="asyncio-eager"))
+
+
+@pytest.fixture(params=BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> Backend:
+    """The backend of an async test. Function scope: each test has an event loop of its own."""
+    backend: Backend = request.param
+    return backend
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_slow_callbacks() -> None:
+    """Keep debug mode's "Executing ... took 0.1 seconds", true on any busy machine, out of `caplog`."""
+    logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing "))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home of the test's default runtime; it does not exist yet."""
+    for name in os.environ:
+        if name.startswith("ASYNCFLOW_"):  # the developer's own settings
+            monkeypatch.delenv(name)
+    path = tmp_path / "home"
+    monkeypatch.setenv("ASYNCFLOW_HOME", str(path))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def blockbuster() -> Iterator[BlockBuster]:
+    """Makes a blocking call on an asyncio loop's thread raise, if asyncflow is among its callers."""
+    with blockbuster_ctx("asyncflow") as blocker:
+        for function, file, caller in ALLOWED_TO_BLOCK:
+            blocker.functions[function].can_block_in(file, caller)
+        yield blocker
+
+
+class RunPython(Protocol):
+    """Runs Python in a fresh process and gives what became of it."""
+
+    def __call__(
+        self,
+        code: str | Path,
+        *args: str,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 50,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture
+def run_python(tmp_path: Path, home: Path) -> RunPython:
+    """`run_python(code, *args)` runs a snippet, or a file, in a fresh process in the test's folder.
+
+    `env` is added to the environment, which has the test's home. With `check`, an exit status
+    other than 0 fails the test and shows what the process wrote to standard error.
+    """
+
+    def run(
+        code: str | Path,
+        *args: str,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 50,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
+        what = [str(code)] if isinstance(code, Path) else ["-c", code]
+        done = subprocess.run(
+            [sys.executable, "-W", "error", *what, *args],
+            cwd=cwd or tmp_path,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            pytest.fail(f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}", pytrace=False)
+        return done
+
+    return run

@@ -1,0 +1,683 @@
+"""What is particular to the SQLite store: its file, its thread, and everything that can go wrong with a disk.
+
+What every store does is in tests/contracts/test_run_store.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, TASK, LogRow, RunRow, states_of
+from asyncflow.abc import LogQuery, ResultStore, RunQuery, Ticket
+from asyncflow.exceptions import ForkedRuntimeError, HomeError, StoreBusyError, StoreError, UnsupportedSchemaError
+from asyncflow.ids import new_id
+from asyncflow.results import FileResults
+from asyncflow.settings import Settings
+from asyncflow.states import StateType
+from asyncflow.stores import _queries as queries
+from asyncflow.stores._schema import VERSION
+from asyncflow.stores._writer import MOST_LOGS
+from asyncflow.stores.sqlite import SQLiteStore
+from tests.conftest import RunPython
+from tests.contracts.recordables import START, LiveRun, Waiter, run_row
+
+RUNNING = STATE_CODES[StateType.RUNNING]
+
+Open = Callable[[], SQLiteStore]
+
+
+@pytest.fixture
+def open_store(home: Path) -> Iterator[Open]:
+    """Opens stores on the test's home, all on the same file."""
+    opened: list[SQLiteStore] = []
+
+    def open_store() -> SQLiteStore:
+        opened.append(SQLiteStore(home, Settings(), FileResults(home)))
+        return opened[-1]
+
+    yield open_store
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(open_store: Open) -> SQLiteStore:
+    return open_store()
+
+
+@pytest.fixture
+def database(home: Path) -> Path:
+    return home / "asyncflow.db"
+
+
+def record(store: SQLiteStore, *rows: RunRow, timeout: float = 20) -> None:
+    for row in rows:
+        store.put(LiveRun(row))
+    waiter = Waiter()
+    store.confirm(waiter.ticket())
+    (ticket,) = waiter.wait(timeout)
+    assert ticket.error is None
+
+
+def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait for something another thread or process does, failing when it does not."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+
+
+# --- the file --------------------------------------------------------------------------------
+
+
+def test_files_are_the_owners_alone_whatever_the_umask(run_python: RunPython, home: Path) -> None:
+    run_python(f"""
+        if True:
+            import os; os.umask(0)
+            from pathlib import Path
+            from asyncflow.results import FileResults
+            from asyncflow.settings import Settings
+            from asyncflow.stores.sqlite import SQLiteStore
+            from tests.contracts.recordables import LiveRun, Waiter, run_row
+            home = Path({str(home)!r})
+            store = SQLiteStore(home, Settings(), FileResults(home))
+            root = run_row()
+            for each in (root, run_row(parent_id=root.id), run_row(result='"' + 'x' * 70_000 + '"')):
+                store.put(LiveRun(each, root_id=root.id))
+            waiter = Waiter()
+            store.confirm(waiter.ticket())
+            waiter.wait()
+            store.read_run(root.id)
+            os._exit(0)  # the -wal and -shm files stay
+    """, cwd=Path.cwd())  # fmt: skip
+    modes = {path.relative_to(home).as_posix(): stat.S_IMODE(path.lstat().st_mode) for path in (home, *home.rglob("*"))}
+    assert {"asyncflow.db", "asyncflow.db-wal", "asyncflow.db-shm", "results"} <= modes.keys()
+    assert len(modes) == 9  # also the home, the folder of the run, result.json, tasks.jsonl and a file of its own
+    for name, mode in modes.items():
+        assert mode == (0o700 if (home / name).is_dir() else 0o600), name
+
+
+def test_what_was_written_is_there_when_opened_again(open_store: Open) -> None:
+    first = open_store()
+    record(first, row := run_row())
+    first.close()
+    assert open_store().read_run(row.id) == row
+
+
+def test_closing_writes_what_waits(open_store: Open) -> None:
+    first = open_store()
+    rows = [run_row() for _ in range(2500)]
+    for row in rows:
+        first.put(LiveRun(row))
+    first.close()
+    assert len(open_store().read_runs(RunQuery(kinds=frozenset({TASK}), limit=5000))) == 2500
+
+
+def test_two_stores_of_one_process_share_a_file(open_store: Open) -> None:
+    one, other = open_store(), open_store()
+    rows = [run_row() for _ in range(200)]
+    for number, row in enumerate(rows):
+        (one, other)[number % 2].put(LiveRun(row))
+    record(one)
+    record(other)
+    one.close()
+    assert other.read_runs(RunQuery(kinds=frozenset({TASK}))) == rows[::-1]
+
+
+def test_a_newer_schema_is_refused(open_store: Open, database: Path) -> None:
+    open_store().close()
+    with sqlite3.connect(database) as connection:
+        connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+    connection.close()
+    with pytest.raises(UnsupportedSchemaError) as caught:
+        open_store()
+    assert (caught.value.found, caught.value.supported) == (VERSION + 1, VERSION)
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough for a header " * 100, b"x"])
+def test_a_file_that_is_no_database_is_refused_and_left_alone(open_store: Open, database: Path, content: bytes) -> None:
+    database.parent.mkdir()
+    database.write_bytes(content)
+    with pytest.raises(HomeError, match=r"asyncflow\.db.*ASYNCFLOW_HOME"):
+        open_store()
+    assert database.read_bytes() == content
+
+
+def test_a_damaged_database_is_refused(open_store: Open, database: Path) -> None:
+    first = open_store()
+    record(first, *(run_row() for _ in range(100)))
+    first.close()
+    content = bytearray(database.read_bytes())
+    content[100:3000] = random.Random(1).randbytes(2900)  # the page that lists the tables
+    database.write_bytes(content)
+    with pytest.raises(HomeError, match="damaged"):
+        open_store()
+
+
+def test_a_database_of_another_program_is_refused(open_store: Open, database: Path) -> None:
+    database.parent.mkdir()
+    with sqlite3.connect(database) as connection:
+        connection.execute("CREATE TABLE customers (name)")
+    connection.close()
+    with pytest.raises(HomeError, match="another program"):
+        open_store()
+
+
+def test_an_empty_file_becomes_a_database(open_store: Open, database: Path) -> None:
+    database.parent.mkdir()
+    database.touch()
+    record(open_store(), run_row())
+
+
+@pytest.mark.parametrize(
+    "where", ["a file in place of the home", "a file above the home", "a folder in place of the file"]
+)
+def test_a_home_that_cannot_be_used_is_refused(home: Path, where: str) -> None:
+    if where == "a file in place of the home":
+        home.touch()
+    elif where == "a file above the home":
+        home.touch()
+        home = home / "inside"
+    else:
+        (home / "asyncflow.db").mkdir(parents=True)
+    with pytest.raises(HomeError, match="Set ASYNCFLOW_HOME to a folder that you own"):
+        SQLiteStore(home, Settings(), FileResults(home))
+
+
+def test_a_home_that_everybody_can_write_to_is_refused(open_store: Open, home: Path) -> None:
+    home.mkdir()
+    home.chmod(0o777)
+    with pytest.raises(HomeError, match="everybody can write"):
+        open_store()
+
+
+def test_a_file_that_vanishes_is_missed_and_not_made_again(store: SQLiteStore, database: Path) -> None:
+    record(store, run_row())
+    for path in database.parent.glob("asyncflow.db*"):
+        path.unlink()
+    time.sleep(1.1)  # the writer looks once a second
+    store.put(LiveRun(run_row()))
+    until(lambda: store.last_error)
+    assert isinstance(store.last_error, HomeError)
+    assert not database.exists()
+    with pytest.raises(StoreError, match="1 records were not written"):
+        store.close(timeout=0.2)
+
+
+def test_processes_that_open_a_new_home_at_once_all_get_it(tmp_path: Path, home: Path) -> None:
+    script = tmp_path / "open.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\n"
+        "from asyncflow.results import FileResults\nfrom asyncflow.settings import Settings\n"
+        "from asyncflow.stores.sqlite import SQLiteStore\n"
+        "sys.stdin.readline()\nhome = Path(sys.argv[1])\n"
+        "SQLiteStore(home, Settings(), FileResults(home)).close()\n"
+    )
+    for attempt in range(3):
+        command = [sys.executable, str(script), str(home / str(attempt))]
+        openers = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(6)]
+        time.sleep(0.3)  # not needed for the result, only for a closer race
+        for opener in openers:
+            assert opener.stdin is not None
+            opener.stdin.write(b"\n")
+            opener.stdin.flush()
+        assert [opener.communicate()[1].decode() for opener in openers] == [""] * 6
+
+
+def test_pragmas_of_all_connections(store: SQLiteStore, home: Path) -> None:
+    writer = store._writer._connection
+    reader = store._database.open_reader()
+
+    def pragma(connection: sqlite3.Connection, name: str) -> object:
+        return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+    assert [pragma(writer, name) for name in ("journal_mode", "synchronous", "auto_vacuum")] == ["wal", 2, 2]
+    assert [pragma(reader, name) for name in ("journal_mode", "query_only", "wal_autocheckpoint")] == ["wal", 1, 0]
+    assert [pragma(each, "mmap_size") for each in (writer, reader)] == [0, 0]
+    with pytest.raises(sqlite3.OperationalError):
+        reader.execute("DELETE FROM run")
+    reader.close()
+    normal = SQLiteStore(home / "normal", Settings(synchronous="normal"), FileResults(home))
+    assert pragma(normal._writer._connection, "synchronous") == 1
+    normal.close()
+
+
+# --- the schema ------------------------------------------------------------------------------
+
+
+def test_the_tables_have_the_columns_of_the_rows(store: SQLiteStore, database: Path) -> None:
+    with sqlite3.connect(database) as connection:
+        columns = [[each[1] for each in connection.execute(f"PRAGMA table_info({table})")] for table in ("run", "log")]
+    connection.close()
+    assert columns == [list(RunRow._fields), ["id", *LogRow._fields]]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        RunQuery(kinds=frozenset({FLOW})),
+        RunQuery(kinds=frozenset({FLOW}), states=frozenset({StateType.RUNNING})),
+        RunQuery(kinds=frozenset({FLOW}), since=START, name="x", tags=frozenset({"a"})),
+        RunQuery(kinds=frozenset({TASK, STAND_IN}), flow_run_id=b"x" * 16),
+        RunQuery(kinds=frozenset({TASK, STAND_IN}), flow_run_id=b"x" * 16, states=frozenset({StateType.FAILED})),
+        RunQuery(kinds=frozenset({TASK, STAND_IN, FLOW}), parent_id=b"x" * 16),
+        RunQuery(kinds=frozenset({TASK, STAND_IN, FLOW}), states=frozenset({StateType.RUNNING, StateType.PENDING})),
+    ],
+)
+def test_queries_of_runs_use_an_index_and_sort_nothing(store: SQLiteStore, database: Path, query: RunQuery) -> None:
+    plan = explain(store, database, *queries.runs(query))
+    assert not re.search(r"SCAN run(?! USING INDEX run_(of_flow|not_ended))", plan), plan
+    assert "TEMP B-TREE" not in plan, plan
+
+
+def test_the_other_queries_use_an_index(store: SQLiteStore, database: Path) -> None:
+    for sql, values in ((queries.READ_RUN, [b"x"]), (queries.READ_TREE, [b"x"]), queries.logs(LogQuery(run_id=b"x"))):
+        plan = explain(store, database, sql, values)
+        assert not re.search(r"SCAN (run|log)\b", plan), plan
+    assert "run_of_parent" in explain(store, database, queries.READ_TREE, [b"x"])
+
+
+def explain(store: SQLiteStore, database: Path, sql: str, values: Sequence[object]) -> str:
+    tree = run_row(kind=FLOW)
+    record(store, tree, *(run_row(parent_id=tree.id, flow_run_id=tree.id) for _ in range(50)))
+    with sqlite3.connect(database) as connection:
+        lines = [str(step[3]) for step in connection.execute(f"EXPLAIN QUERY PLAN {sql}", [*values])]
+    connection.close()
+    return "\n".join(lines)
+
+
+def test_a_task_run_takes_less_than_300_bytes(open_store: Open, database: Path) -> None:
+    store = open_store()
+    flow = new_id()
+    row = run_row(parent_id=flow, flow_run_id=flow, key="shop.orders.fetch-1a2b3c4d")
+    record(store, *(row._replace(id=new_id()) for _ in range(20_000)))
+    store.close()
+    assert database.stat().st_size / 20_000 < 300
+
+
+def test_the_views_tell_the_same_as_the_records(open_store: Open, database: Path) -> None:
+    store = open_store()
+    main = run_row(kind=FLOW, function="main", name="calm-otter", details='{"version":"2"}', parameters='{"x":1}')
+    stand_in = run_row(kind=STAND_IN, function="sub", parent_id=main.id, flow_run_id=main.id, created=START + 123_456)
+    nested = run_row(
+        kind=FLOW, function="sub", name="n", parent_id=stand_in.id, flow_run_id=main.id, state=RUNNING, ended=None
+    )
+    stand_in = stand_in._replace(details=json.dumps({"child_flow_run_id": text(nested.id)}))
+    task = run_row(parent_id=nested.id, flow_run_id=nested.id, state_name="Cached", message="from cache", started=None)
+    helper = run_row(parent_id=task.id, flow_run_id=nested.id, state=1, started=None, ended=None)
+    retried = run_row(
+        parent_id=nested.id, flow_run_id=nested.id, seq=5,
+        history=f'[[1,null,null,{START}],[2,null,null,{START + 1}],[0,"AwaitingRetry","again",{START + 2},'
+        f'{{"scheduled_time":{START + 9}}}],[2,"Retrying",null,{START + 3}],[5,null,null,{START + 4}]]',
+    )  # fmt: skip
+    rows = [main, stand_in, nested, task, helper, retried]
+    store.put_log(LogRow(main.id, None, START, 20, "asyncflow", "hello"))
+    record(store, *rows)
+    store.close()
+    with sqlite3.connect(database) as connection:
+        connection.row_factory = sqlite3.Row
+        flows = {row["id"]: row for row in connection.execute("SELECT * FROM flow_runs")}
+        tasks = {row["id"]: row for row in connection.execute("SELECT * FROM task_runs")}
+        states = [
+            tuple(row)
+            for row in connection.execute("SELECT run_id, sequence, type, name, message, timestamp FROM states")
+        ]
+        (log,) = connection.execute("SELECT * FROM logs")
+    connection.close()
+
+    assert flows.keys() == {text(main.id), text(nested.id)}
+    of_main, of_nested = flows[text(main.id)], flows[text(nested.id)]
+    assert (of_main["flow_name"], of_main["name"], of_main["flow_version"]) == ("main", "calm-otter", "2")
+    assert (of_main["state_type"], of_main["state_name"]) == ("COMPLETED", "Completed")
+    assert (of_main["parent_flow_run_id"], of_main["parent_task_run_id"]) == (None, None)
+    assert (of_nested["parent_flow_run_id"], of_nested["parent_task_run_id"]) == (text(main.id), text(stand_in.id))
+    assert of_main["created"] == "2025-10-09T08:53:20.000000Z"
+    of_stand_in = tasks[text(stand_in.id)]
+    assert of_stand_in["child_flow_run_id"] == text(nested.id)
+    assert of_stand_in["created"] == "2025-10-09T08:53:20.123456Z"
+    assert (tasks[text(task.id)]["flow_run_id"], tasks[text(task.id)]["parent_task_run_id"]) == (text(nested.id), None)
+    assert tasks[text(helper.id)]["parent_task_run_id"] == text(task.id)
+    assert states == [
+        (str(text(row.id)), sequence, state.type.value, state.name, state.message, iso(state.timestamp.timestamp()))
+        for row in rows
+        for sequence, state in enumerate(states_of(row))
+    ]
+    assert (log["message"], log["flow_run_id"], log["task_run_id"]) == ("hello", text(main.id), None)
+
+
+def text(run_id: bytes) -> str:
+    digits = run_id.hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def iso(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{round(seconds % 1 * 1_000_000):06d}Z"
+
+
+# --- the writer ------------------------------------------------------------------------------
+
+
+def test_one_wake_for_all_tickets_of_a_turn(store: SQLiteStore, database: Path) -> None:
+    """While another connection holds the lock, everything gathers; freed, it is one turn."""
+    waiter = Waiter()
+    with holding_the_lock(database):
+        store.put(LiveRun(run_row()))
+        until(lambda: store.last_error)  # the turn with that run is waiting
+        for _ in range(100):
+            store.put(LiveRun(run_row()))
+            store.confirm(waiter.ticket())
+    waiter.wait()
+    assert len(waiter.calls) == 1
+
+
+def test_a_ticket_does_not_wait_for_more_to_come(store: SQLiteStore) -> None:
+    taken = []
+    for _ in range(30):
+        began = time.perf_counter()
+        record(store, run_row())
+        taken.append(time.perf_counter() - began)
+    assert min(taken) < 0.008  # an untimely linger alone is 10 ms
+
+
+def test_a_wake_that_fails_leaves_the_store_working(store: SQLiteStore, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(tickets: list[Ticket]) -> None:
+        raise RuntimeError("the loop is closed")
+
+    store.confirm(Ticket(fail))
+    record(store, row := run_row())
+    assert store.read_run(row.id) == row
+    assert "the loop is closed" in caplog.text
+
+
+def test_a_run_that_cannot_be_read_is_told_and_keeps_no_other_from_disk(
+    store: SQLiteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(LiveRun):
+        def rows(self) -> Sequence[RunRow]:
+            raise LookupError("a fault of ours")
+
+    row, waiter = run_row(), Waiter()
+    store.put(Broken(run_row()))
+    store.put(LiveRun(row))
+    store.confirm(waiter.ticket())
+    (ticket,) = waiter.wait()
+    assert isinstance(ticket.error, StoreError)
+    assert "a fault of ours" in str(ticket.error)
+    assert store.read_run(row.id) == row
+    assert "a fault of ours" in caplog.text
+
+
+def test_log_lines_beyond_the_bound_are_dropped_and_counted(store: SQLiteStore, database: Path) -> None:
+    flow = new_id()
+    with holding_the_lock(database):
+        store.put(LiveRun(run_row()))
+        until(lambda: store.last_error)
+        for number in range(MOST_LOGS + 5):
+            store.put_log(LogRow(flow, None, START + number, 20, "x", str(number)))
+        assert store.dropped_logs == 5
+    record(store)
+    lines = store.read_logs(LogQuery(run_id=flow, limit=20_000))
+    assert [line.message for line in lines] == [str(number) for number in range(MOST_LOGS)]
+
+
+def test_nothing_that_was_written_stays_in_memory(store: SQLiteStore) -> None:
+    class Noted(LiveRun):
+        gone = 0
+
+        def __del__(self) -> None:
+            Noted.gone += 1
+
+    for _ in range(100):
+        store.put(Noted(run_row()))
+    record(store)
+    until(lambda: Noted.gone == 100)
+
+
+class FlakyResults(ResultStore):
+    """A disk that refuses some times before it takes the results."""
+
+    def __init__(self, refusals: int) -> None:
+        self.left = refusals
+        self.written: list[bytes] = []
+
+    def write(self, batch: Sequence[tuple[bytes, RunRow]]) -> list[RunRow]:
+        if self.left:
+            self.left -= 1
+            raise StoreError("writing a result", "/results", "No space left on device")
+        self.written += [row.id for _, row in batch]
+        return [row for _, row in batch]
+
+    def read(self, row: RunRow) -> str | None:
+        return row.result
+
+
+def test_results_come_before_rows_and_a_failed_turn_is_repeated(home: Path) -> None:
+    results = FlakyResults(refusals=2)
+    store = SQLiteStore(home, Settings(), results)
+    row, waiter = run_row(), Waiter()
+    store.put(LiveRun(row))
+    store.confirm(waiter.ticket())
+    until(lambda: store.last_error)
+    assert store.read_run(row.id) is None
+    assert store.backlog == 1
+    (ticket,) = waiter.wait()
+    assert ticket.error is None
+    assert results.written == [row.id]
+    assert store.read_run(row.id) == row
+    assert (store.last_error, store.backlog) == (None, 0)
+    store.close()
+
+
+def test_closing_while_the_disk_refuses_tells_everybody(home: Path) -> None:
+    store = SQLiteStore(home, Settings(), FlakyResults(refusals=10**6))
+    waiter = Waiter()
+    store.put(LiveRun(run_row()))
+    store.confirm(waiter.ticket())
+    until(lambda: store.last_error)
+    store.put(LiveRun(run_row()))
+    store.confirm(waiter.ticket())
+    with pytest.raises(StoreError, match="2 records were not written.*No space left"):
+        store.close(timeout=0.3)
+    assert ["No space left" in str(ticket.error) for ticket in waiter.wait()] == [True, True]
+
+
+# --- other processes -------------------------------------------------------------------------
+
+
+class holding_the_lock:  # noqa: N801  # reads as what it does
+    """Another connection's write lock on the database, for the time of the block."""
+
+    def __init__(self, database: Path) -> None:
+        self._connection = sqlite3.connect(database, isolation_level=None)
+
+    def __enter__(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, *exc: object) -> None:
+        self._connection.execute("COMMIT")
+        self._connection.close()
+
+
+HOLD_THE_LOCK = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("held", flush=True)
+sys.stdin.readline()
+connection.execute("COMMIT")
+connection.close()
+"""
+
+
+def test_a_lock_held_by_another_process_stops_no_reader_and_loses_nothing(store: SQLiteStore, database: Path) -> None:
+    record(store, before := run_row())
+    command = [sys.executable, "-c", HOLD_THE_LOCK, str(database)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        row, waiter = run_row(), Waiter()
+        began = time.perf_counter()
+        store.put(LiveRun(row))
+        store.confirm(waiter.ticket())
+        assert time.perf_counter() - began < 0.05
+        slowest = 0.0
+        while not store.last_error:
+            assert time.perf_counter() - began < 10
+            asked = time.perf_counter()
+            assert store.read_run(before.id) == before
+            slowest = max(slowest, time.perf_counter() - asked)
+        assert slowest < 0.5
+        assert isinstance(store.last_error, StoreBusyError)
+        if Path("/proc/locks").exists():
+            assert f"process {other.pid} has held" in str(store.last_error)
+        other.communicate(b"\n")
+    (ticket,) = waiter.wait()
+    assert ticket.error is None
+    assert store.read_run(row.id) == row
+
+
+WRITE_AND_REPORT = """
+import sys
+from pathlib import Path
+from asyncflow.results import FileResults
+from asyncflow.settings import Settings
+from asyncflow.stores.sqlite import SQLiteStore
+from tests.contracts.recordables import LiveRun, Waiter, run_row
+
+home = Path(sys.argv[1])
+store = SQLiteStore(home, Settings(), FileResults(home))
+root = run_row()
+print("open", flush=True)
+while True:
+    waiter, rows = Waiter(), [run_row(parent_id=root.id) for _ in range(20)]
+    rows.append(run_row(parent_id=root.id, result='"' + "x" * 70_000 + '"'))
+    for row in rows:
+        store.put(LiveRun(row, root_id=root.id))
+    store.confirm(waiter.ticket())
+    (ticket,) = waiter.wait()
+    assert ticket.error is None
+    sys.stdout.write("".join(row.id.hex() + "\\n" for row in rows))
+    sys.stdout.flush()
+"""
+
+
+def test_kill_loses_nothing_that_was_acknowledged(open_store: Open, home: Path) -> None:
+    moments = random.Random()
+    acknowledged: list[bytes] = []
+    for _ in range(20):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITE_AND_REPORT, str(home)], stdout=subprocess.PIPE, cwd=Path.cwd(), text=True
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "open\n"
+            time.sleep(moments.uniform(0, 0.06))
+            child.send_signal(signal.SIGKILL)
+            lines = child.stdout.read().splitlines()
+        acknowledged += [bytes.fromhex(line) for line in lines if len(line) == 32]
+    assert len(acknowledged) > 100
+    store, results = open_store(), FileResults(home)
+    recorded = {row.id: row for row in store.read_runs(RunQuery(kinds=frozenset({TASK}), limit=10**6))}
+    assert set(acknowledged) <= recorded.keys()
+    for row in recorded.values():  # the acknowledged and the rest: no row without its file, no file that is torn
+        assert json.loads(results.read(row) or "") in (None, "x" * 70_000)
+    (verdict,) = store._writer._connection.execute("PRAGMA quick_check").fetchone()
+    assert verdict == "ok"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_is_refused_and_the_parent_loses_nothing(store: SQLiteStore) -> None:
+    record(store, before := run_row())
+    assert store.read_run(before.id) == before  # a reader's connection is open, too
+    if (child := os.fork()) == 0:
+        refused = 0
+        for use in (
+            lambda: store.put(LiveRun(run_row())),
+            lambda: store.put_log(LogRow(None, None, START, 20, "x", "y")),
+            lambda: store.confirm(Waiter().ticket()),
+            lambda: store.read_run(before.id),
+        ):
+            try:
+                use()
+            except ForkedRuntimeError:
+                refused += 1
+        store.close()  # what an exit handler does
+        os._exit(refused)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 4
+    rows = [run_row() for _ in range(100)]
+    record(store, *rows)
+    assert store.read_runs(RunQuery(kinds=frozenset({TASK}), limit=100)) == rows[::-1]
+
+
+FILL_THE_DISK = """
+import resource, signal, sys, time
+from pathlib import Path
+from asyncflow.results import FileResults
+from asyncflow.settings import Settings
+from asyncflow.stores.sqlite import SQLiteStore
+from tests.contracts.recordables import LiveRun, Waiter, run_row
+
+home = Path(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = SQLiteStore(home, Settings(), FileResults(home))
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, most))
+waiter, rows = Waiter(), [run_row(message="x" * 400) for _ in range(2000)]
+for row in rows:
+    store.put(LiveRun(row))
+store.confirm(waiter.ticket())
+while store.last_error is None:
+    time.sleep(0.01)
+print(type(store.last_error).__name__, store.last_error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+freed = time.monotonic()
+(ticket,) = waiter.wait()
+assert ticket.error is None, ticket.error
+assert time.monotonic() - freed < 2
+assert all(store.read_run(row.id) == row for row in rows)
+store.close()
+"""
+
+
+def test_a_full_disk_is_told_and_survived(run_python: RunPython, home: Path) -> None:
+    done = run_python(FILL_THE_DISK, str(home), cwd=Path.cwd())
+    assert re.match(r"(StoreError|HomeError) writing.*asyncflow\.db", done.stdout), done.stdout
+
+
+def test_importing_the_store_does_not_import_sqlite3(run_python: RunPython) -> None:
+    run_python("import sys, asyncflow.stores.sqlite; assert 'sqlite3' not in sys.modules")
+
+
+def test_threads_read_at_once(store: SQLiteStore) -> None:
+    rows = [run_row() for _ in range(50)]
+    record(store, *rows)
+    problems: list[object] = []
+
+    def read() -> None:
+        for row in rows * 5:
+            if store.read_run(row.id) != row:
+                problems.append(row)
+
+    threads = [threading.Thread(target=read) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert len(store._readers) <= 4
