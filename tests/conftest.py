@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
+from asyncflow.runtime import HOME
+
 try:
     import uvloop
 except ImportError:  # not made for every platform
@@ -68,14 +70,15 @@ def quiet_slow_callbacks() -> None:
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The home of the test's default runtime; it does not exist yet."""
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The home of the test's default runtime, which is closed after the test; it does not exist yet."""
     for name in os.environ:
         if name.startswith("ASYNCFLOW_"):  # the developer's own settings
             monkeypatch.delenv(name)
     path = tmp_path / "home"
     monkeypatch.setenv("ASYNCFLOW_HOME", str(path))
-    return path
+    yield path
+    HOME.close_default()
 
 
 @pytest.fixture(autouse=True)

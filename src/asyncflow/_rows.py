@@ -152,9 +152,10 @@ def _history(row: RunRow) -> list[Sequence[Any]]:
 
 
 def _state(row: RunRow, sequence: int, entry: Sequence[Any]) -> State[Any]:
+    code: int = entry[0]
     facts: dict[str, Any] = entry[4] if len(entry) > 4 else {}
     return State(
-        type=STATE_TYPES[entry[0]],
+        type=STATE_TYPES[code],
         name=entry[1] or "",
         message=entry[2],
         timestamp=moment(entry[3]),

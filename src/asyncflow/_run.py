@@ -26,7 +26,7 @@ from asyncflow.abc import Clock, ResultStore, RunStore
 from asyncflow.ids import new_id, state_id
 from asyncflow.runs import FlowRun, TaskRun
 from asyncflow.settings import Settings
-from asyncflow.states import ABSENT, State, StateDetails, StateType
+from asyncflow.states import ABSENT, FINAL_TYPES, State, StateDetails, StateType
 
 __all__ = ["Cause", "Run", "Services"]
 
@@ -221,8 +221,7 @@ class Run:
     @property
     def is_final(self) -> bool:
         """Whether it has its final state."""
-        type_ = self.status.type
-        return type_ is not None and type_.is_final
+        return self.status.type in FINAL_TYPES
 
     def enter(
         self,
@@ -252,7 +251,7 @@ class Run:
         if type_ is StateType.RUNNING:
             if self.started is None:
                 self.started = at
-        elif type_.is_final:
+        elif type_ in FINAL_TYPES:
             self.ended = at
         elif seq == 0:
             self.created = at
@@ -292,7 +291,7 @@ class Run:
             name=name or "",
             message=message,
             data=self._data(type_),
-            timestamp=_time(self.ended if type_.is_final else self._latest()),
+            timestamp=_time(self.ended if type_ in FINAL_TYPES else self._latest()),
             state_details=self.details(),
             id=state_id(self.id, max(seq - 1, 0)),
         )
@@ -350,7 +349,7 @@ class Run:
         """What the store is to write. Called from the store's thread, while this run may go on."""
         seq, known, name, message = self.status
         type_ = known or StateType.PENDING
-        final = type_.is_final
+        final = type_ in FINAL_TYPES
         parent = self.parent
         row = RunRow(
             self.id,
@@ -404,7 +403,7 @@ class Run:
 
 def _stays_plain(seq: int, type_: StateType, name: str | None, message: str | None) -> bool:
     """Whether three time columns still tell the history: Pending, Running, then a final state."""
-    if type_.is_final:
+    if type_ in FINAL_TYPES:
         return seq < _LAST_PLAIN_STATE
     if name is not None or message is not None:
         return False

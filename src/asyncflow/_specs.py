@@ -207,7 +207,7 @@ def make_spec(
     is_flow = kind is Kind.FLOW
     name = options.name or (called.replace("_", "-") if is_flow else called)
     key = name if is_flow else f"{_module_of(fn)}.{options.name or _qualified_name(fn)}"
-    model = ParameterModel(binder, namespace=namespace) if is_flow else None
+    model = ParameterModel(fn, binder, flow=name, namespace=namespace) if is_flow else None
     return Spec(kind, fn, options, binder, model, name, key, _colour_of(fn))
 
 

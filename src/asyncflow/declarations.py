@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
 from functools import update_wrapper
-from inspect import isfunction
 from types import MethodType
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
@@ -68,6 +68,8 @@ class Declaration(Generic[P, R_co]):
         self._call = _CALLS[self._spec.colour]
         if options.log_prints:
             install_print_dispatcher()
+        if self._spec.colour is Colour.ASYNC and hasattr(inspect, "markcoroutinefunction"):
+            inspect.markcoroutinefunction(self)  # for frameworks that ask what they are given (CPython 3.12)
         # Name, docstring, annotations and signature are the function's: for people and for tools.
         update_wrapper(self, _function_of(fn), updated=())
 
@@ -153,7 +155,7 @@ class Declaration(Generic[P, R_co]):
             return self
         if isinstance(self._fn, classmethod):
             return self._bound_to(owner if owner is not None else type(obj))
-        if obj is None or isinstance(self._fn, staticmethod) or not isfunction(self._fn):
+        if obj is None or isinstance(self._fn, staticmethod) or not inspect.isfunction(self._fn):
             return self
         return self._bound_to(obj)
 

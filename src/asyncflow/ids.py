@@ -12,14 +12,17 @@ from __future__ import annotations
 import os
 import time
 from itertools import count
-from random import SystemRandom
 from uuid import UUID
 
 __all__ = ["new_id", "parse_id", "state_id"]
 
-_random = SystemRandom()
-_next = count(_random.getrandbits(24)).__next__
-_tail = _random.getrandbits(48)
+
+def _random_bits(bits: int) -> int:
+    return int.from_bytes(os.urandom(bits // 8), "big")
+
+
+_next = count(_random_bits(24)).__next__
+_tail = _random_bits(48)
 _MIX = 0x9E3779B97F4A7C15  # odd, so that neighbouring numbers differ in their last digits
 _VERSION = 0x7 << 76
 _VARIANT = 0x2 << 62
@@ -28,7 +31,7 @@ _latest_ms = 0
 
 def _reseed() -> None:
     global _tail  # noqa: PLW0603  # runs in a new child process, before any thread of it
-    _tail = _random.getrandbits(48)
+    _tail = _random_bits(48)
 
 
 if hasattr(os, "register_at_fork"):

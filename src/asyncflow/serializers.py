@@ -175,7 +175,8 @@ def _parts(value: Any) -> Iterable[tuple[Any, Any]]:
     elif hasattr(kind, "__dataclass_fields__"):
         parts = [(each.name, getattr(value, each.name, None)) for each in fields(value)]
     elif hasattr(kind, "__pydantic_serializer__"):
-        parts = [*vars(value).items(), *(value.__pydantic_extra__ or {}).items()]
+        extra = getattr(value, "__pydantic_extra__", None) or {}
+        parts = [*((name, getattr(value, name, None)) for name in kind.__pydantic_fields__), *_DICT.items(extra)]
     return cast("Iterable[tuple[Any, Any]]", parts)
 
 
@@ -183,10 +184,11 @@ def _lost(value: Any, text: str) -> tuple[tuple[Any, ...], str] | None:
     """Where `value` holds what `text` shows as something else, and what it is; None if nowhere.
 
     orjson and pydantic write NaN as `null`, pydantic a secret as asterisks: without either there
-    is nothing to look for. Cycles have been refused by both encoders before this is called.
+    is nothing to look for. A cycle can only be in a field that a model leaves out.
     """
     null, masked = "null" in text, _MASK in text
     left: list[tuple[Any, tuple[Any, ...]]] = [(value, ())] if null or masked else []
+    seen: set[int] = set()
     while left:
         part, path = left.pop()
         kind = _class(part)
@@ -199,7 +201,9 @@ def _lost(value: Any, text: str) -> tuple[tuple[Any, ...], str] | None:
             return path, f"{float.__repr__(part)} cannot be written in JSON"
         if masked and hasattr(kind, "get_secret_value"):
             return path, f"a {kind.__name__} is never written out"
-        left.extend([(inner, (*path, step)) for step, inner in _parts(part) if inner is not None])
+        if id(part) not in seen:
+            seen.add(id(part))
+            left.extend([(inner, (*path, step)) for step, inner in _parts(part) if inner is not None])
     return None
 
 
@@ -350,7 +354,8 @@ def _decode_typed(text: str, annotation: Any) -> Any:
     except TypeError:  # `Annotated` with something unhashable
         adapter = _adapter.__wrapped__(annotation, "")
     try:
-        return adapter.validate_json(f"[{text}]", by_alias=False, by_name=True)[0]
+        [value] = adapter.validate_json(f"[{text}]", by_alias=False, by_name=True)
+        return value
     except ValidationError as error:
         if error.errors(include_url=False)[0]["type"] != "json_invalid":
             raise
@@ -365,9 +370,11 @@ def _adapter(annotation: Any, _spelling: str) -> Any:
     # In a list, because a bare dataclass or model takes no configuration from outside.
     config = ConfigDict(strict=True, val_json_bytes="base64", arbitrary_types_allowed=True)
     try:
-        return TypeAdapter(cast("Any", list)[annotation], config=config)
+        adapter = TypeAdapter[Any](cast("Any", list)[annotation], config=config)
+        adapter.rebuild()  # a name that cannot be resolved shows here and not at the first value
     except (PydanticUserError, NameError) as error:
-        raise ValueError(f"values of type {preview(annotation)} cannot be read back: {error}") from error
+        raise ValueError(f"values of type {annotation!r} cannot be read back: {error}") from error
+    return adapter
 
 
 # --- previews ------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ __all__ = [
     "Cancelling",
     "Completed",
     "Crashed",
+    "FINAL_TYPES",
     "Failed",
     "Late",
     "Paused",
@@ -57,13 +58,15 @@ class StateType(StrEnum):
     CANCELLED = "CANCELLED"
     CRASHED = "CRASHED"
 
+    __hash__ = str.__hash__  # an enum's own is a Python function, and each step of a run looks types up in tables
+
     @property
     def is_final(self) -> bool:
         """Whether a run in such a state has ended for good."""
-        return self in _FINAL
+        return self in FINAL_TYPES
 
 
-_FINAL = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED})
+FINAL_TYPES = frozenset({StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +161,7 @@ class State(Generic[T_co]):
 
     def is_final(self) -> bool:
         """Whether the run has ended for good."""
-        return self.type in _FINAL
+        return self.type in FINAL_TYPES
 
     @overload
     def result(self, raise_on_failure: Literal[True] = True) -> T_co: ...

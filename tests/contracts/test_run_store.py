@@ -245,7 +245,7 @@ def test_a_chain_of_ten_thousand_runs_can_be_read(store: RunStore) -> None:
 
 def matches(row: RunRow, query: dict[str, Any]) -> bool:
     """The query's meaning, told once more and differently: each condition by itself."""
-    checks = {
+    checks: dict[str, Callable[[Any], bool]] = {
         "kinds": lambda wanted: row.kind in wanted,
         "states": lambda wanted: STATE_TYPES[row.state] in wanted,
         "name": lambda wanted: row.name == wanted,

@@ -20,7 +20,8 @@ import anyio
 import anyio.from_thread
 import anyio.lowlevel
 
-from asyncflow._backend.base import BREATH_INTERVAL, LoopHost, RunScope, Signal, breathe
+from asyncflow._backend.base import BREATH_INTERVAL, RunScope, Signal, breathe
+from asyncflow._backend.loop_host import LoopHost
 from asyncflow._backend.thread_context import worker_context
 
 __all__ = ["AsyncioHost"]

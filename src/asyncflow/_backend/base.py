@@ -12,17 +12,14 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import Context, copy_context
+from contextvars import Context
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self, TypeVar
-
-import anyio
-import anyio.to_thread
 
 from asyncflow._backend.threads import Job, ThreadPool
 from asyncflow.abc import RunStore, Ticket
 
-__all__ = ["BREATH_INTERVAL", "Host", "LoopHost", "RunScope", "Signal", "breathe"]
+__all__ = ["BREATH_INTERVAL", "Host", "RunScope", "Signal", "breathe"]
 
 T = TypeVar("T")
 
@@ -30,7 +27,6 @@ BREATH_INTERVAL = 0.005
 """Seconds between two breaths, and between two yields to the loop: CPython's switch interval."""
 _BREATH = 0.0001
 _POLL = 0.002
-_READERS = 8
 
 
 def breathe() -> None:
@@ -69,12 +65,18 @@ class RunScope(Protocol):
 
     caught: bool
     """After the end: the body stopped because of this scope, and of nothing outside it."""
-    expired: bool
-    """Its deadline passed (and was the reason for the cancellation)."""
+
+    @property
+    def expired(self) -> bool:
+        """Whether its deadline has passed."""
+        ...
 
     def cancel(self) -> None:
         """Deliver a cancellation, once; after the end it does nothing. On the scope's host only."""
         ...
+
+    def check(self) -> None:
+        """Raise the cancellation here if the body is to stop and nothing else can tell it; a loop can."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -205,43 +207,3 @@ class Host(ABC):
     @abstractmethod
     def spawn(self, fn: Callable[[], Coroutine[Any, Any, None]], context: Context) -> None:
         """Run `fn`, which must not raise, in a task of its own."""
-
-
-class LoopHost(Host):
-    """What asyncio and trio have in common."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._limiter: anyio.CapacityLimiter | None = None
-
-    async def run_blocking(self, fn: Callable[[], T]) -> T:
-        if self._limiter is None:  # our own: the default one is shared with the web framework
-            self._limiter = anyio.CapacityLimiter(_READERS)
-        return await anyio.to_thread.run_sync(fn, limiter=self._limiter)
-
-    async def call_sync(
-        self,
-        fn: Callable[[], Any],
-        pool: ThreadPool,
-        grace: float,
-        on_cancel: Callable[[], None],
-        context: Context | None = None,
-    ) -> Job:
-        signal = self.signal()
-        job = Job(context or copy_context(), fn, signal.set, self._enter_thread())
-        pool.start(job)
-        try:
-            await signal.wait()
-        except BaseException:
-            if not pool.discard(job):
-                on_cancel()
-                await self.settle(signal, grace)
-            raise
-        return job
-
-    async def run_async(self, fn: Callable[[], Awaitable[Any]]) -> Any:
-        return await fn()
-
-    def _enter_thread(self) -> Callable[[], Any] | None:
-        """Makes the context in which a worker thread reaches this loop with `anyio.from_thread`."""
-        return None

@@ -9,7 +9,8 @@ from typing import Any, Self
 
 import trio
 
-from asyncflow._backend.base import BREATH_INTERVAL, LoopHost, RunScope, Signal, breathe
+from asyncflow._backend.base import BREATH_INTERVAL, RunScope, Signal, breathe
+from asyncflow._backend.loop_host import LoopHost
 from asyncflow._backend.thread_context import worker_context
 
 __all__ = ["TrioHost"]
@@ -37,12 +38,16 @@ class _Signal(Signal):
 
 
 class _Scope(RunScope):
-    __slots__ = ("_scope", "_seconds", "caught", "expired")
+    __slots__ = ("_scope", "_seconds", "caught")
 
     def __init__(self, seconds: float | None) -> None:
         self._scope = trio.CancelScope()
         self._seconds = seconds
-        self.caught = self.expired = False
+        self.caught = False
+
+    @property
+    def expired(self) -> bool:
+        return self._scope.deadline <= trio.current_time()
 
     def cancel(self) -> None:
         self._scope.cancel()
@@ -58,7 +63,6 @@ class _Scope(RunScope):
     ) -> bool:
         suppressed = bool(self._scope.__exit__(exc_type, exc, tb))
         self.caught = self._scope.cancelled_caught
-        self.expired = self.caught and self._scope.deadline <= trio.current_time()
         return suppressed
 
 

@@ -129,6 +129,7 @@ async def _drain(run: Run, error: BaseException) -> BaseException | None:
     held_back = await run.host.settle(signal, grace)
     for deaf in list(run.children):
         crash(deaf, f"ignored cancellation for {grace:g} seconds ({reason.message})")
+        deaf.unlink()
     return held_back
 
 

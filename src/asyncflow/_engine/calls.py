@@ -63,6 +63,7 @@ async def open_run(
     """A run for a call made here: child of `parent` or of the current run, or an outermost one."""
     parent = parent or current_run.get()
     if parent is not None:
+        _check_deadlines(parent)
         services = parent.services
         host = parent.host if parent.host.here() else host_here(services.clock)
     else:
@@ -70,6 +71,14 @@ async def open_run(
         host = host_here(services.clock)
     tags = current_tags.get() | spec.options.tags  # type: ignore[operator]  # a frozenset since the options were checked
     return Run(spec, arguments, parent=parent, host=host, services=services, owner=owner, tags=tags)
+
+
+def _check_deadlines(run: Run | None) -> None:
+    """Stop a sync body at a call of ours when a deadline above it has passed: nothing else can."""
+    while run is not None and run.host.is_inline and run.host.here():
+        if run.scope is not None:
+            run.scope.check()
+        run = run.parent
 
 
 def deliver(run: Run, return_state: bool) -> Any:

@@ -21,9 +21,23 @@ _BY_CALLER = "cancelled by its caller"
 def ending_of_raised(run: Run, error: BaseException) -> Ending:
     """The ending of a body (or of the engine's own waiting for it) that raised."""
     if run.host.is_cancellation(error):
-        message = run.cause.message if run.cause is not None else _BY_CALLER
-        return Ending(type=StateType.CANCELLED, message=message, error=error)
+        return Ending(type=StateType.CANCELLED, message=_why_cancelled(run), error=error)
     return ending_of_error(error)
+
+
+def _why_cancelled(run: Run) -> str:
+    """The first cause that the tree knows, from the run upwards; without one it came from outside."""
+    if run.cause is not None:
+        return run.cause.message
+    above = run.parent
+    while above is not None:
+        who = f"cancelled because its {above.spec.kind.value} run {above.display_name!r}"
+        if above.cause is not None:
+            return f"{who} was cancelled"
+        if above.scope is not None and above.scope.expired:
+            return f"{who} exceeded its timeout of {above.spec.options.timeout_seconds:g} seconds"
+        above = above.parent
+    return _BY_CALLER
 
 
 def ending_of_scope(run: Run, scope: RunScope) -> Ending:

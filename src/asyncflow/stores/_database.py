@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Database"]
 
 _NAME = "asyncflow.db"
+_SMALLEST = 512
+"""Bytes of the smallest page a database can have."""
+
 _creating = Lock()
 
 
@@ -55,6 +58,9 @@ class Database:
         _make_private_file(self.path)
         with self.mapped("opening the database", HomeError):
             self._identity = _identity(self.path)
+            if 0 < self.path.stat().st_size < _SMALLEST:
+                # SQLite would take it for an empty one and write over it.
+                raise HomeError("opening the database", self.path, "the file is damaged or not a database")
 
     def open_writer(self) -> sqlite3.Connection:
         """The connection that writes, its schema up to date; used by one thread at a time."""

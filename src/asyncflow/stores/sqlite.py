@@ -135,7 +135,7 @@ class SQLiteStore(RunStore):
                 self._readers.pop().close()
         if not written:
             reason = self.last_error or f"the disk did not answer within {timeout:g} seconds"
-            raise StoreError("closing", self._database.path, f"{self.backlog} records were not written: {reason}")
+            raise StoreError("closing", self._database.path, f"not everything was written: {reason}")
 
     def _closed(self) -> Exception:
         return RuntimeClosedError(self._database.home)

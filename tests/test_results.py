@@ -1,0 +1,263 @@
+"""Result files: what is written where, what survives, and what is never believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, TASK, RunRow
+from asyncflow.exceptions import MissingResultError, StoreError
+from asyncflow.ids import new_id
+from asyncflow.results import MOST_IN_ROW, FileResults
+from asyncflow.states import StateType
+from tests.contracts.recordables import run_row
+
+FAILED, RUNNING, CANCELLED = (STATE_CODES[each] for each in (StateType.FAILED, StateType.RUNNING, StateType.CANCELLED))
+LARGE = json.dumps("é" * MOST_IN_ROW, ensure_ascii=False)
+
+
+@pytest.fixture
+def results(home: Path) -> FileResults:
+    home.mkdir(0o700)
+    return FileResults(home)
+
+
+def folder(home: Path, root: bytes) -> Path:
+    return home / "results" / str(UUID(bytes=root))
+
+
+def lines(home: Path, root: bytes) -> list[object]:
+    return [json.loads(line) for line in (folder(home, root) / "tasks.jsonl").read_text().splitlines()]
+
+
+def files(home: Path) -> list[str]:
+    return sorted(path.name for path in home.rglob("*") if path.is_file())
+
+
+# --- what is written -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [FLOW, TASK])
+def test_the_value_of_an_outermost_run_is_a_file(results: FileResults, home: Path, kind: int) -> None:
+    row = run_row(kind=kind, result='{"total":3}')
+    assert results.write([(row.id, row)]) == [row]
+    assert (folder(home, row.id) / "result.json").read_text() == '{"total":3}'
+    assert files(home) == ["result.json"]
+    changed = row._replace(result="4", seq=4)  # the run was resumed
+    results.write([(row.id, changed)])
+    assert (folder(home, row.id) / "result.json").read_text() == "4"
+
+
+@pytest.mark.parametrize("columns", [{"result": None}, {"state": FAILED, "result": None}, {"state": RUNNING}])
+def test_an_outermost_run_without_a_value_makes_no_file(
+    results: FileResults, home: Path, columns: dict[str, int]
+) -> None:
+    row = run_row(**columns)
+    assert results.write([(row.id, row)]) == [row]
+    assert list(home.iterdir()) == []
+
+
+def test_each_run_below_that_ended_is_a_line(results: FileResults, home: Path) -> None:
+    root = new_id()
+    error = '{"type":"ValueError","module":"builtins","message":"no","traceback":"..."}'
+    rows = [
+        run_row(result='{"a":[1,2]}'),
+        run_row(kind=FLOW, function="sub", name="calm-otter", result='"x"'),
+        run_row(state=FAILED, state_name="TimedOut", result=None, error=error),
+        run_row(state=CANCELLED, result=None, message="by its caller"),
+        run_row(result=None, details='{"not_kept":"a socket is not JSON"}'),
+        run_row(result='{\n "pretty": true\n}'),
+    ]
+    unseen = [run_row(state=RUNNING, result=None, ended=None), run_row(kind=STAND_IN)]
+    assert results.write([(root, row) for row in (*rows, *unseen)]) == [*rows, *unseen]
+    ids = [str(UUID(bytes=row.id)) for row in rows]
+    assert lines(home, root) == [
+        {"id": ids[0], "task": "fetch", "state": "COMPLETED", "result": {"a": [1, 2]}},
+        {"id": ids[1], "flow": "sub", "name": "calm-otter", "state": "COMPLETED", "result": "x"},
+        {"id": ids[2], "task": "fetch", "state": "FAILED", "state_name": "TimedOut",
+         "error": {"type": "ValueError", "message": "no"}},
+        {"id": ids[3], "task": "fetch", "state": "CANCELLED", "message": "by its caller"},
+        {"id": ids[4], "task": "fetch", "state": "COMPLETED", "not_kept": "a socket is not JSON"},
+        {"id": ids[5], "task": "fetch", "state": "COMPLETED", "result": {"pretty": True}},
+    ]  # fmt: skip
+    results.write([(root, later := run_row())])
+    assert len(lines(home, root)) == 7
+    assert files(home) == ["tasks.jsonl"]
+    assert results.read(later) == "null"
+
+
+def test_each_outermost_run_has_a_folder_of_its_own(results: FileResults, home: Path) -> None:
+    roots = [run_row() for _ in range(300)]  # more than are remembered
+    results.write([(root.id, root) for root in roots])
+    results.write([(root.id, run_row()) for root in roots])
+    assert {len(lines(home, root.id)) for root in roots} == {1}
+
+
+def test_a_large_value_is_a_file_that_the_row_cites(results: FileResults, home: Path) -> None:
+    root, below = run_row(kind=FLOW, result=LARGE), run_row(result=LARGE)
+    stored = results.write([(root.id, root), (root.id, below)])
+    for row, name in zip(stored, ("result.json", f"{UUID(bytes=below.id)}.json"), strict=True):
+        content = (folder(home, root.id) / name).read_bytes()
+        assert row.result is None
+        assert json.loads(row.result_file or "") == {
+            "path": f"results/{UUID(bytes=root.id)}/{name}",
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "size": len(content),
+        }
+        assert results.read(row) == LARGE
+    assert stored[1] == below._replace(result=None, result_file=stored[1].result_file)
+    (line,) = lines(home, root.id)
+    assert isinstance(line, dict)
+    assert line["result_file"] == json.loads(stored[1].result_file or "")
+
+
+@pytest.mark.parametrize(
+    ("value", "is_large"),
+    [
+        ("1" * MOST_IN_ROW, False),
+        ("1" * (MOST_IN_ROW + 1), True),
+        ('"' + "é" * (MOST_IN_ROW // 2 - 1) + '"', False),
+        ('"' + "é" * (MOST_IN_ROW // 2) + '"', True),
+    ],
+)
+def test_large_is_a_matter_of_bytes(results: FileResults, value: str, is_large: bool) -> None:
+    row = run_row(result=value)
+    (stored,) = results.write([(new_id(), row)])
+    assert (stored.result is None) == is_large
+    assert results.read(stored) == value
+
+
+def test_a_run_without_a_value_reads_as_none(results: FileResults) -> None:
+    assert results.read(run_row(result=None)) is None
+
+
+# --- what may go wrong -----------------------------------------------------------------------
+
+
+def large(results: FileResults) -> RunRow:
+    row = run_row(result=LARGE)
+    (stored,) = results.write([(row.id, row)])
+    return stored
+
+
+def test_a_file_that_is_gone_is_missed(results: FileResults, home: Path) -> None:
+    row = large(results)
+    (folder(home, row.id) / "result.json").unlink()
+    with pytest.raises(MissingResultError, match=f"{UUID(bytes=row.id)}.*is gone"):
+        results.read(row)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "changed"])
+def test_a_file_that_was_changed_is_not_believed(results: FileResults, home: Path, damage: str) -> None:
+    row = large(results)
+    path = folder(home, row.id) / "result.json"
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] if damage == "cut short" else b" " + content[:-1])
+    with pytest.raises(StoreError, match="checksum"):
+        results.read(row)
+
+
+@pytest.mark.parametrize("path", ["results/../secret.json", "/etc/hostname", "asyncflow.db", "../results/x"])
+def test_a_row_cannot_lead_out_of_the_results(results: FileResults, home: Path, path: str) -> None:
+    (home / "secret.json").write_text("1")
+    cited = json.dumps({"path": path, "sha256": hashlib.sha256(b"1").hexdigest(), "size": 1})
+    with pytest.raises(StoreError, match="leads out"):
+        results.read(run_row(result=None, result_file=cited))
+
+
+def test_a_link_is_not_followed(results: FileResults, home: Path) -> None:
+    row = large(results)
+    path = folder(home, row.id) / "result.json"
+    path.rename(home / "elsewhere.json")
+    path.symlink_to(home / "elsewhere.json")
+    with pytest.raises(StoreError):
+        results.read(row)
+    target = home / "target"
+    target.touch()
+    (folder(home, row.id) / "tasks.jsonl").symlink_to(target)
+    results.write([(row.id, run_row())])
+    assert target.read_text() == ""
+
+
+def test_what_a_killed_process_left_is_no_hindrance(results: FileResults, home: Path) -> None:
+    row = run_row(result=LARGE)
+    folder(home, row.id).mkdir(parents=True)
+    (folder(home, row.id) / ".result.json.tmp").write_text("half a val")
+    (stored,) = results.write([(row.id, row)])
+    assert results.read(stored) == LARGE
+    assert files(home) == ["result.json"]
+
+
+def test_a_folder_that_was_removed_is_made_again(results: FileResults, home: Path) -> None:
+    root = run_row()
+    results.write([(root.id, run_row())])
+    shutil.rmtree(home / "results")
+    results.write([(root.id, run_row())])
+    assert len(lines(home, root.id)) == 1
+
+
+def test_a_large_value_that_cannot_be_written_is_an_error_and_leaves_no_lines(results: FileResults, home: Path) -> None:
+    root = new_id()
+    small, big = run_row(), run_row(result=LARGE)
+    blocker = folder(home, root) / f"{UUID(bytes=big.id)}.json"
+    blocker.mkdir(parents=True)  # a folder cannot be replaced by a file
+    with pytest.raises(StoreError, match="writing a result"):
+        results.write([(root, small), (root, big)])
+    assert files(home) == []
+    blocker.rmdir()
+    results.write([(root, small), (root, big)])
+    assert len(lines(home, root)) == 2
+
+
+def test_a_convenience_that_cannot_be_written_is_reported_once_and_stops_nothing(
+    results: FileResults, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (home / "results").touch()
+    root = run_row()
+    batch = [(root.id, root), (root.id, run_row())]
+    for _ in range(3):
+        assert results.write(batch) == [row for _, row in batch]
+    assert len(caplog.records) == 1
+    assert "incomplete" in caplog.text
+
+
+def test_a_line_that_cannot_be_told_is_told_shorter(results: FileResults, home: Path) -> None:
+    root = new_id()
+    rows = [run_row(function="half \ud83d"), run_row(state=FAILED, result=None, error="{no json"), run_row()]
+    assert results.write([(root, row) for row in rows]) == rows
+    assert [sorted(line) for line in lines(home, root) if isinstance(line, dict)] == [
+        ["id", "state", "task"], ["id", "state", "task"], ["id", "result", "state", "task"]
+    ]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_half_a_line_is_taken_back(results: FileResults, home: Path) -> None:
+    """The disk is full in the middle of a write: what was there before stays readable."""
+    resource = pytest.importorskip("resource")
+    root = new_id()
+    results.write([(root, run_row())])
+    child = os.fork()
+    if child == 0:
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150, 150))
+        results.write([(root, run_row())])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    results.write([(root, run_row())])
+    assert len(lines(home, root)) == 2
+
+
+def test_files_are_private(results: FileResults, home: Path) -> None:
+    large(results)
+    results.write([(new_id(), run_row())])
+    for path in home.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
