@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import pydantic.fields  # noqa: F401  # here, because importing it reads files, which a test's loop must not wait for
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 

@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, SecretStr
 from typing_extensions import TypedDict
 
+from asyncflow.error_records import encode_error
 from asyncflow.exceptions import ParametersTooLargeError, ParameterValidationError, ReservedParameterError
 from asyncflow.parameters import PREVIEW_KEY, Binder, ParameterModel, encode_parameters
-from asyncflow.serializers import decode, encode_error
+from asyncflow.serializers import decode
 
 
 def binder(fn: Callable[..., Any], **options: Any) -> Binder:
@@ -55,25 +56,7 @@ KINDS = [
     inspect.Parameter.VAR_KEYWORD,
 ]
 names = st.sampled_from(
-    [
-        "a",
-        "b",
-        "c",
-        "d",
-        "self",
-        "cls",
-        "context",
-        "bind",
-        "call",
-        "function",
-        "arguments",
-        "fn",
-        "kwargs",
-        "args",
-        "f_1",
-        "None_",
-        "print",
-    ]
+    ["a", "b", "c", "self", "cls", "context", "bind", "call", "function", "arguments", "fn", "kwargs", "args", "print"]
 )
 
 

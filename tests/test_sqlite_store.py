@@ -492,6 +492,20 @@ def test_results_come_before_rows_and_a_failed_turn_is_repeated(home: Path) -> N
     store.close()
 
 
+def test_a_turn_whose_commit_failed_writes_no_result_twice(home: Path, database: Path) -> None:
+    results = FlakyResults(refusals=0)
+    store = SQLiteStore(home, Settings(), results)
+    row, waiter = run_row(), Waiter()
+    with holding_the_lock(database):
+        store.put(LiveRun(row))
+        store.confirm(waiter.ticket())
+        until(lambda: store.last_error)
+    waiter.wait()
+    assert store.read_run(row.id) == row
+    assert results.written == [row.id]
+    store.close()
+
+
 def test_closing_while_the_disk_refuses_tells_everybody(home: Path) -> None:
     store = SQLiteStore(home, Settings(), FlakyResults(refusals=10**6))
     waiter = Waiter()

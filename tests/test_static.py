@@ -23,7 +23,8 @@ pytestmark = [pytest.mark.static, pytest.mark.timeout(300)]
         pytest.param(["ruff", "check", "--no-cache", "."], id="ruff-check"),
         pytest.param(["ruff", "format", "--no-cache", "--check", "."], id="ruff-format"),
         pytest.param(["mypy"], id="mypy"),
-        pytest.param(["pyright"], id="pyright"),
+        # Told which environment to read: it would take the first `python` on PATH.
+        pytest.param(["pyright", "--pythonpath", sys.executable], id="pyright"),
     ],
 )
 def test_has_no_complaint(command: list[str]) -> None:

@@ -1,7 +1,8 @@
 """Flows and tasks for asyncio and trio: tracked, retried, recorded units of work inside the loop you already have."""
 
 from asyncflow import exceptions, runtime, states
-from asyncflow._engine.streams import Stream, SyncStream
+from asyncflow._engine.streams import Stream
+from asyncflow._engine.sync_streams import SyncStream
 from asyncflow.client import Client, get_client
 from asyncflow.context import detached, tags
 from asyncflow.flows import Flow, flow

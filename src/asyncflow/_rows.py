@@ -28,6 +28,8 @@ __all__ = [
     "default_task_run_name",
     "flow_run_of",
     "log_record_of",
+    "maybe_moment",
+    "maybe_uuid",
     "microseconds",
     "moment",
     "state_of",
@@ -115,7 +117,8 @@ def microseconds(time: datetime) -> int:
     return (time - _EPOCH) // _MICROSECOND
 
 
-def _moment(column: int | None) -> datetime | None:
+def maybe_moment(column: int | None) -> datetime | None:
+    """`moment`, of a column that may be null."""
     return None if column is None else moment(column)
 
 
@@ -167,13 +170,13 @@ def _state(row: RunRow, sequence: int, entry: Sequence[Any]) -> State[Any]:
 def _state_details(row: RunRow, facts: dict[str, Any]) -> StateDetails:
     is_flow = row.kind == FLOW
     return StateDetails(
-        flow_run_id=_uuid(row.id if is_flow else row.flow_run_id),
-        task_run_id=None if is_flow else _uuid(row.id),
+        flow_run_id=maybe_uuid(row.id if is_flow else row.flow_run_id),
+        task_run_id=None if is_flow else maybe_uuid(row.id),
         child_flow_run_id=_child_flow_run_id(row),
-        parent_task_run_id=_uuid(row.parent_id) if is_flow else None,
-        scheduled_time=_moment(facts.get("scheduled_time")),
+        parent_task_run_id=maybe_uuid(row.parent_id) if is_flow else None,
+        scheduled_time=maybe_moment(facts.get("scheduled_time")),
         cache_key=facts.get("cache_key"),
-        cache_expiration=_moment(facts.get("cache_expiration")),
+        cache_expiration=maybe_moment(facts.get("cache_expiration")),
         retriable=facts.get("retriable"),
     )
 
@@ -196,8 +199,8 @@ def flow_run_of(row: RunRow) -> FlowRun:
         flow_name=row.function,
         flow_version=details.get("version"),
         parameters={} if row.parameters is None else json.loads(row.parameters),
-        parent_flow_run_id=_uuid(row.flow_run_id) if parent is None else UUID(parent),
-        parent_task_run_id=_uuid(row.parent_id),
+        parent_flow_run_id=maybe_uuid(row.flow_run_id) if parent is None else UUID(parent),
+        parent_task_run_id=maybe_uuid(row.parent_id),
         deployment_id=_uuid_of_text(details.get("deployment_id")),
     )
 
@@ -209,9 +212,9 @@ def task_run_of(row: RunRow) -> TaskRun:
         name=row.name or default_task_run_name(row.function, row.id),
         task_name=row.function,
         task_key=row.key,
-        flow_run_id=_uuid(row.flow_run_id),
+        flow_run_id=maybe_uuid(row.flow_run_id),
         # Called by the flow's body itself, it has no task above it.
-        parent_task_run_id=None if row.parent_id == row.flow_run_id else _uuid(row.parent_id),
+        parent_task_run_id=None if row.parent_id == row.flow_run_id else maybe_uuid(row.parent_id),
         child_flow_run_id=_child_flow_run_id(row),
     )
 
@@ -223,8 +226,8 @@ def log_record_of(row: LogRow) -> LogRecord:
         level=row.level,
         name=row.logger,
         message=row.message,
-        flow_run_id=_uuid(row.flow_run_id),
-        task_run_id=_uuid(row.task_run_id),
+        flow_run_id=maybe_uuid(row.flow_run_id),
+        task_run_id=maybe_uuid(row.task_run_id),
     )
 
 
@@ -235,8 +238,8 @@ def _common(row: RunRow) -> dict[str, Any]:
         "run_count": row.run_count,
         "tags": () if row.tags is None else tuple(json.loads(row.tags)),
         "created": moment(row.created),
-        "start_time": _moment(row.started),
-        "end_time": _moment(row.ended),
+        "start_time": maybe_moment(row.started),
+        "end_time": maybe_moment(row.ended),
     }
 
 
@@ -249,7 +252,8 @@ def _child_flow_run_id(row: RunRow) -> UUID | None:
     return _uuid_of_text(_details(row).get("child_flow_run_id")) if row.kind == STAND_IN else None
 
 
-def _uuid(value: bytes | None) -> UUID | None:
+def maybe_uuid(value: bytes | None) -> UUID | None:
+    """The id in a column that may be null."""
     return None if value is None else UUID(bytes=value)
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard, cast
 
+from asyncflow.error_records import error_summary
 from asyncflow.exceptions import IllegalTransitionError, StateNotFinalError
-from asyncflow.serializers import error_summary
 from asyncflow.states import ABSENT, State, StateType, exception_for
 
 __all__ = ["TRANSITIONS", "Ending", "check_transition", "ending_of_error", "ending_of_value"]
@@ -18,9 +18,15 @@ __all__ = ["TRANSITIONS", "Ending", "check_transition", "ending_of_error", "endi
 _T = StateType
 TRANSITIONS: dict[StateType | None, frozenset[StateType]] = {
     None: frozenset({_T.SCHEDULED, _T.PENDING}),
-    _T.SCHEDULED: frozenset({_T.SCHEDULED, _T.PENDING, _T.RUNNING, _T.PAUSED, _T.CANCELLING, _T.FAILED, _T.CANCELLED, _T.CRASHED}),
-    _T.PENDING: frozenset({_T.RUNNING, _T.SCHEDULED, _T.PAUSED, _T.CANCELLING, _T.COMPLETED, _T.FAILED, _T.CANCELLED, _T.CRASHED}),
-    _T.RUNNING: frozenset({_T.RUNNING, _T.SCHEDULED, _T.PAUSED, _T.CANCELLING, _T.COMPLETED, _T.FAILED, _T.CANCELLED, _T.CRASHED}),
+    _T.SCHEDULED: frozenset(
+        {_T.SCHEDULED, _T.PENDING, _T.RUNNING, _T.PAUSED, _T.CANCELLING, _T.FAILED, _T.CANCELLED, _T.CRASHED}
+    ),
+    _T.PENDING: frozenset(
+        {_T.RUNNING, _T.SCHEDULED, _T.PAUSED, _T.CANCELLING, _T.COMPLETED, _T.FAILED, _T.CANCELLED, _T.CRASHED}
+    ),
+    _T.RUNNING: frozenset(
+        {_T.RUNNING, _T.SCHEDULED, _T.PAUSED, _T.CANCELLING, _T.COMPLETED, _T.FAILED, _T.CANCELLED, _T.CRASHED}
+    ),
     _T.PAUSED: frozenset({_T.SCHEDULED, _T.PENDING, _T.RUNNING, _T.CANCELLING, _T.FAILED, _T.CANCELLED, _T.CRASHED}),
     # A cancelled body may still answer with a value or an exception of its own.
     _T.CANCELLING: frozenset({_T.COMPLETED, _T.FAILED, _T.CANCELLED, _T.CRASHED}),
@@ -63,13 +69,19 @@ def ending_of_error(error: BaseException) -> Ending:
 
 def ending_of_value(value: Any) -> Ending:
     """The ending of a body that returned `value`: the rules of DESIGN 4.1, in their order."""
-    if isinstance(value, State):
-        if _is_of_a_run(value):
-            return _ending_of_states([value], value)
-        return _ending_of_hand_made(value)
-    if isinstance(value, list | tuple | set) and any(isinstance(each, State) for each in value):
-        return _ending_of_states([each for each in value if isinstance(each, State)], value)
+    if _is_state(value):
+        return _ending_of_states([value], value) if _is_of_a_run(value) else _ending_of_hand_made(value)
+    if isinstance(value, list | tuple | set) and (states := _states_in(cast("Iterable[Any]", value))):
+        return _ending_of_states(states, value)
     return Ending(type=StateType.COMPLETED, value=value)
+
+
+def _is_state(value: object) -> TypeGuard[State[Any]]:
+    return isinstance(value, State)
+
+
+def _states_in(items: Iterable[Any]) -> list[State[Any]]:
+    return [each for each in items if _is_state(each)]
 
 
 def _is_of_a_run(state: State[Any]) -> bool:
@@ -98,7 +110,9 @@ def _ending_of_states(states: list[State[Any]], value: Any) -> Ending:
     type_, word = _worst_of(bad)
     count = sum(1 for state in bad if _ranked(state.type) is type_)
     return Ending(
-        type=type_, message=f"{count}/{len(states)} states {word}.", error=_one_error(exception_for(each) for each in bad)
+        type=type_,
+        message=f"{count}/{len(states)} states {word}.",
+        error=_one_error(exception_for(each) for each in bad),
     )
 
 
@@ -123,9 +137,9 @@ def _one_error(errors: Iterable[BaseException]) -> BaseException:
 
 def _with_values(value: Any) -> Any:
     """`value` with each completed state in it replaced by that run's value."""
-    if isinstance(value, State):
+    if _is_state(value):
         return value.result()
-    replaced = [each.result() if isinstance(each, State) else each for each in value]
-    if isinstance(value, tuple) and hasattr(value, "_make"):
+    replaced = [each.result() if _is_state(each) else each for each in value]
+    if hasattr(value, "_make"):
         return value._make(replaced)  # a named tuple
     return type(value)(replaced)

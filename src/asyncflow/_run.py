@@ -11,40 +11,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 import orjson
 
 from asyncflow._backend.base import Host, RunScope, Signal
-from asyncflow._backend.threads import ThreadPool
-from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, TASK, RunRow
+from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, TASK, RunRow, maybe_moment, maybe_uuid, moment
 from asyncflow._rules import check_transition
+from asyncflow._services import Services
 from asyncflow._specs import Spec
-from asyncflow.abc import Clock, ResultStore, RunStore
 from asyncflow.ids import new_id, state_id
 from asyncflow.runs import FlowRun, TaskRun
-from asyncflow.settings import Settings
 from asyncflow.states import ABSENT, FINAL_TYPES, State, StateDetails, StateType
 
-__all__ = ["Cause", "Run", "Services"]
+__all__ = ["Cause", "Run"]
 
 _MICRO = 1_000_000
 _LAST_PLAIN_STATE = 3
 _PLAIN = {(0, StateType.PENDING), (1, StateType.RUNNING)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Services:
-    """What a runtime gives to the runs in it."""
-
-    store: RunStore
-    results: ResultStore | None
-    """Where large values are read back from; None when rows carry everything."""
-    settings: Settings
-    clock: Clock
-    threads: ThreadPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +194,7 @@ class Run:
 
     def mark(self, cause: Cause) -> None:
         """Give this run and everything open below it a cause, where there is none yet."""
-        pending = [self]
+        pending: list[Run] = [self]
         while pending:
             run = pending.pop()
             if run.cause is None:
@@ -291,7 +276,7 @@ class Run:
             name=name or "",
             message=message,
             data=self._data(type_),
-            timestamp=_time(self.ended if type_ in FINAL_TYPES else self._latest()),
+            timestamp=moment((self.ended if type_ in FINAL_TYPES else None) or self._latest()),
             state_details=self.details(),
             id=state_id(self.id, max(seq - 1, 0)),
         )
@@ -309,11 +294,12 @@ class Run:
         return self.error if self.error is not None else ABSENT
 
     def details(self) -> StateDetails:
-        own = UUID(bytes=self.id)
+        """The ids and times that its states carry."""
+        own, scheduled = UUID(bytes=self.id), maybe_moment(self.scheduled_time)
         if self.kind == FLOW:
-            stand_in = None if self.stand_in_id is None else UUID(bytes=self.stand_in_id)
-            return StateDetails(flow_run_id=own, parent_task_run_id=stand_in, scheduled_time=_maybe_time(self.scheduled_time))
-        return StateDetails(flow_run_id=_maybe_id(self.flow_run_id), task_run_id=own, scheduled_time=_maybe_time(self.scheduled_time))
+            stand_in = maybe_uuid(self.stand_in_id)
+            return StateDetails(flow_run_id=own, parent_task_run_id=stand_in, scheduled_time=scheduled)
+        return StateDetails(flow_run_id=maybe_uuid(self.flow_run_id), task_run_id=own, scheduled_time=scheduled)
 
     def record(self) -> FlowRun | TaskRun:
         """This run as a frozen record."""
@@ -323,9 +309,9 @@ class Run:
             "state": self.state(),
             "run_count": self.run_count,
             "tags": tuple(sorted(self.tags)),
-            "created": _time(self.created),
-            "start_time": _maybe_time(self.started),
-            "end_time": _maybe_time(self.ended),
+            "created": moment(self.created),
+            "start_time": maybe_moment(self.started),
+            "end_time": maybe_moment(self.ended),
         }
         if self.kind == FLOW:
             return FlowRun(
@@ -333,15 +319,15 @@ class Run:
                 flow_name=self.spec.name,
                 flow_version=self.spec.options.version,
                 parameters=dict(self.arguments),
-                parent_flow_run_id=_maybe_id(self.flow_run_id),
-                parent_task_run_id=_maybe_id(self.stand_in_id),
+                parent_flow_run_id=maybe_uuid(self.flow_run_id),
+                parent_task_run_id=maybe_uuid(self.stand_in_id),
             )
         parent = self.parent
         return TaskRun(
             **common,
             task_name=self.spec.name,
             task_key=self.spec.key,
-            flow_run_id=_maybe_id(self.flow_run_id),
+            flow_run_id=maybe_uuid(self.flow_run_id),
             parent_task_run_id=UUID(bytes=parent.id) if parent is not None and parent.kind == TASK else None,
         )
 
@@ -412,15 +398,3 @@ def _stays_plain(seq: int, type_: StateType, name: str | None, message: str | No
 
 def _json(value: Any) -> str:
     return orjson.dumps(value).decode()
-
-
-def _time(at: int | None) -> datetime:
-    return datetime.fromtimestamp((at or 0) / _MICRO, UTC)
-
-
-def _maybe_time(at: int | None) -> datetime | None:
-    return None if at is None else _time(at)
-
-
-def _maybe_id(value: bytes | None) -> UUID | None:
-    return None if value is None else UUID(bytes=value)

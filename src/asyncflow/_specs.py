@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from asyncflow.exceptions import NotAFunctionError, OptionError
 from asyncflow.parameters import Binder, ParameterModel
@@ -86,46 +86,25 @@ class Options:
     description: str | None = None
     run_name: RunName | None = None
     retries: int = 0
-    retry_delay_seconds: Delay = 0
+    retry_delay_seconds: float | tuple[float, ...] | Callable[[int], Seconds] = 0
     retry_jitter_factor: float = 0
     retry_condition_fn: RetryCondition | None = None
-    timeout_seconds: Seconds | None = None
+    timeout_seconds: float | None = None
     validate_parameters: bool = True
     persist_result: bool | None = None
     durability: Literal["flow", "task"] = "flow"
     log_prints: bool | None = None
-    tags: Iterable[str] = ()
-    on_running: Iterable[Hook] = ()
-    on_completion: Iterable[Hook] = ()
-    on_failure: Iterable[Hook] = ()
-    on_cancellation: Iterable[Hook] = ()
-    on_crashed: Iterable[Hook] = ()
+    tags: frozenset[str] = frozenset()
+    on_running: tuple[Hook, ...] = ()
+    on_completion: tuple[Hook, ...] = ()
+    on_failure: tuple[Hook, ...] = ()
+    on_cancellation: tuple[Hook, ...] = ()
+    on_crashed: tuple[Hook, ...] = ()
 
     def __post_init__(self) -> None:
-        put = partial(object.__setattr__, self)
-        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
-            raise OptionError("retries", self.retries, "a whole number from 0")
-        put("retry_jitter_factor", seconds_of("retry_jitter_factor", self.retry_jitter_factor))
-        if isinstance(self.retry_delay_seconds, list | tuple):
-            put("retry_delay_seconds", tuple(seconds_of("retry_delay_seconds", each) for each in self.retry_delay_seconds))
-        elif not callable(self.retry_delay_seconds):
-            put("retry_delay_seconds", seconds_of("retry_delay_seconds", self.retry_delay_seconds))  # type: ignore[arg-type]
-        if self.retry_condition_fn is not None and not callable(self.retry_condition_fn):
-            raise OptionError("retry_condition_fn", self.retry_condition_fn, "a function of (task, run, state)")
-        if self.timeout_seconds is not None:
-            put("timeout_seconds", seconds_of("timeout_seconds", self.timeout_seconds) or None)
-        if self.run_name is not None and not (isinstance(self.run_name, str) or callable(self.run_name)):
-            raise OptionError("run_name", self.run_name, 'a template such as "load-{day}", or a function')
-        if self.durability not in ("flow", "task"):
-            raise OptionError("durability", self.durability, "'flow' or 'task'")
-        for text in ("name", "version", "description"):
-            if not isinstance(getattr(self, text), str | None):
-                raise OptionError(text, getattr(self, text), "text")
-        if isinstance(self.tags, str):
-            raise OptionError("tags", self.tags, f"several texts: tags=[{self.tags!r}]")
-        put("tags", frozenset(self.tags))
-        for kind in _HOOKS.values():
-            put(kind, _checked_hooks(kind, getattr(self, kind)))
+        # What people gave comes in through `changed`, as anything; from here on the types above are true.
+        for name, check in _CHECKS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
 
     def changed(self, given: Mapping[str, Any]) -> Options:
         """A copy with the options `given` by a decorator or `with_options`; what is not named stays as it is."""
@@ -153,14 +132,76 @@ _HOOKS = {
 }
 
 
-def _checked_hooks(option: str, hooks: Iterable[Hook]) -> tuple[Hook, ...]:
-    if callable(hooks) or isinstance(hooks, str):
-        raise OptionError(option, hooks, f"a list of functions: {option}=[...]")
-    hooks = tuple(hooks)
+def _text(option: str, given: Any) -> str | None:
+    if not isinstance(given, str | None):
+        raise OptionError(option, given, "text")
+    return given
+
+
+def _count(option: str, given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+        raise OptionError(option, given, "a whole number from 0")
+    return given
+
+
+def _delay(option: str, given: Any) -> Any:
+    if isinstance(given, list | tuple):
+        return tuple(seconds_of(option, each) for each in cast("Iterable[Any]", given))
+    return given if callable(given) else seconds_of(option, given)
+
+
+def _timeout(option: str, given: Any) -> float | None:
+    return None if given is None else seconds_of(option, given) or None
+
+
+def _condition(option: str, given: Any) -> Any:
+    if given is not None and not callable(given):
+        raise OptionError(option, given, "a function of (task, run, state)")
+    return given
+
+
+def _run_name(option: str, given: Any) -> Any:
+    if given is not None and not (isinstance(given, str) or callable(given)):
+        raise OptionError(option, given, 'a template such as "load-{day}", or a function')
+    return given
+
+
+def _durability(option: str, given: Any) -> Any:
+    if given not in ("flow", "task"):
+        raise OptionError(option, given, "'flow' or 'task'")
+    return given
+
+
+def _tags(option: str, given: Any) -> frozenset[str]:
+    if isinstance(given, str):
+        raise OptionError(option, given, f"several texts: tags=[{given!r}]")
+    return frozenset(given)
+
+
+def _hooks(option: str, given: Any) -> tuple[Hook, ...]:
+    if callable(given) or isinstance(given, str):
+        raise OptionError(option, given, f"a list of functions: {option}=[...]")
+    hooks = tuple(given)
     for hook in hooks:
         if not callable(hook):
             raise OptionError(option, hook, "functions of (flow_or_task, run, state)")
     return hooks
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "name": _text,
+    "version": _text,
+    "description": _text,
+    "run_name": _run_name,
+    "retries": _count,
+    "retry_delay_seconds": _delay,
+    "retry_jitter_factor": seconds_of,
+    "retry_condition_fn": _condition,
+    "timeout_seconds": _timeout,
+    "durability": _durability,
+    "tags": _tags,
+    **dict.fromkeys(_HOOKS.values(), _hooks),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -230,12 +271,14 @@ def _module_of(fn: Callable[..., Any]) -> str:
 
 
 def _colour_of(fn: Callable[..., Any]) -> Colour:
-    if not (inspect.isfunction(fn) or inspect.ismethod(fn) or isinstance(fn, partial)):
-        fn = type(fn).__call__ if not inspect.isbuiltin(fn) and not inspect.isclass(fn) else fn
-    if inspect.isasyncgenfunction(fn):
+    called: Any = fn
+    kind: Any = type(fn)
+    if not (inspect.isroutine(fn) or inspect.isclass(fn) or kind is partial):
+        called = kind.__call__
+    if inspect.isasyncgenfunction(called):
         return Colour.ASYNC_GENERATOR
-    if inspect.iscoroutinefunction(fn):
+    if inspect.iscoroutinefunction(called):
         return Colour.ASYNC
-    if inspect.isgeneratorfunction(fn):
+    if inspect.isgeneratorfunction(called):
         return Colour.SYNC_GENERATOR
     return Colour.SYNC

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from asyncflow._backend.detect import host_here
 from asyncflow._rows import FLOW, STAND_IN, TASK, RunRow, flow_run_of, log_record_of, states_of, task_run_of
-from asyncflow._run import Services
+from asyncflow._services import Services
 from asyncflow.abc import LogQuery, RunQuery
 from asyncflow.clock import SystemClock
 from asyncflow.exceptions import MissingResultError, OptionError, RunNotFoundError
@@ -161,9 +161,7 @@ class Client:
             limit: At most so many.
         """
         row = await self._row(run_id, _FLOWS | _TASKS)
-        query = LogQuery(
-            run_id=row.id, level=_level(level), after=_micro("after", after), limit=_count("limit", limit)
-        )
+        query = LogQuery(run_id=row.id, level=_level(level), after=_micro("after", after), limit=_count("limit", limit))
         rows = await self._read(lambda services: services.store.read_logs(query))
         return [log_record_of(row) for row in rows]
 
@@ -242,7 +240,7 @@ def _count(option: str, number: int) -> int:
 def _level(level: int | str | None) -> int | None:
     if level is None or isinstance(level, int):
         return level
-    number = logging.getLevelName(level.upper())
-    if not isinstance(number, int):
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
         raise OptionError("level", level, "a level of logging, such as 'WARNING'")
     return number

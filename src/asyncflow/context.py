@@ -6,26 +6,24 @@ One context variable holds the current run, so copying a context costs one slot 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from asyncflow._rows import FLOW, TASK
+from asyncflow._rows import FLOW, TASK, maybe_moment, moment
 from asyncflow._run import Run
 
 __all__ = ["FlowRunContext", "TaskRunContext", "current_run", "current_tags", "detached", "tags"]
-
-_MICRO = 1_000_000
 
 current_run: ContextVar[Run | None] = ContextVar("asyncflow_current_run", default=None)
 current_tags: ContextVar[frozenset[str]] = ContextVar("asyncflow_tags", default=frozenset())
 
 
 @contextmanager
-def tags(*names: str) -> Iterator[frozenset[str]]:
+def tags(*names: str) -> Generator[frozenset[str]]:
     """Give every run that begins inside these tags too. Nested ones add up; yields all in force."""
     everything = current_tags.get() | frozenset(names)
     token = current_tags.set(everything)
@@ -36,7 +34,7 @@ def tags(*names: str) -> Iterator[frozenset[str]]:
 
 
 @contextmanager
-def detached() -> Iterator[None]:
+def detached() -> Generator[None]:
     """The next calls inside start outermost runs of their own, which no run waits for or cancels."""
     token = current_run.set(None)
     try:
@@ -85,13 +83,13 @@ class _Context:
     def start_time(self) -> datetime | None:
         """When the first attempt began; aware UTC."""
         run = self._run()
-        return None if run is None or run.started is None else datetime.fromtimestamp(run.started / _MICRO, UTC)
+        return None if run is None else maybe_moment(run.started)
 
     @property
     def scheduled_start_time(self) -> datetime | None:
         """When the run was to begin: for a run that was called, the moment of the call; aware UTC."""
         run = self._run()
-        return None if run is None else datetime.fromtimestamp(run.created / _MICRO, UTC)
+        return None if run is None else moment(run.created)
 
     def __repr__(self) -> str:
         run = self._run()

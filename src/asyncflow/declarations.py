@@ -11,7 +11,8 @@ from types import MethodType
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
 from asyncflow._engine.calls import call_async, call_sync
-from asyncflow._engine.streams import Stream, open_stream, open_sync_stream
+from asyncflow._engine.streams import Stream, open_stream
+from asyncflow._engine.sync_streams import open_sync_stream
 from asyncflow._specs import Colour, Kind, Options, Spec, make_spec
 from asyncflow.logs import install_print_dispatcher
 from asyncflow.runtime import HOME
@@ -61,15 +62,19 @@ class Declaration(Generic[P, R_co]):
     __name__: str
 
     def __init__(self, fn: Callable[P, R_co], options: Options, namespace: Mapping[str, Any] | None = None) -> None:
-        self._fn: Any = fn
+        self._declare(fn, options, namespace)
+
+    def _declare(self, fn: Any, options: Options, namespace: Mapping[str, Any] | None) -> None:
+        self._fn = fn
         self._namespace = namespace
         self._method_spec: Spec | None = None
         self._spec = make_spec(self._kind, _function_of(fn), options, namespace=namespace)
         self._call = _CALLS[self._spec.colour]
         if options.log_prints:
             install_print_dispatcher()
-        if self._spec.colour is Colour.ASYNC and hasattr(inspect, "markcoroutinefunction"):
-            inspect.markcoroutinefunction(self)  # for frameworks that ask what they are given (CPython 3.12)
+        mark: Any = getattr(inspect, "markcoroutinefunction", None)
+        if self._spec.colour is Colour.ASYNC and mark is not None:
+            mark(self)  # for frameworks that ask what they are given (CPython 3.12)
         # Name, docstring, annotations and signature are the function's: for people and for tools.
         update_wrapper(self, _function_of(fn), updated=())
 
@@ -145,12 +150,12 @@ class Declaration(Generic[P, R_co]):
 
     def _with_options(self, changes: dict[str, Any]) -> Self:
         changed = copy(self)
-        Declaration.__init__(changed, self._fn, self._spec.options.changed(changes), self._namespace)
+        changed._declare(self._fn, self._spec.options.changed(changes), self._namespace)
         method = getattr(self._spec.fn, "__self__", None)
         return changed._bound_to(method) if self._spec.is_bound else changed
 
     def _bind(self, obj: object, owner: type | None) -> Any:
-        """What reading it from a class or an instance gives: like the function, class method or static method it was."""
+        """What reading it from a class or an instance gives: what the function or kind of method would."""
         if self._spec.is_bound:
             return self
         if isinstance(self._fn, classmethod):
@@ -174,7 +179,8 @@ class Declaration(Generic[P, R_co]):
 
 
 def _function_of(fn: Any) -> Callable[..., Any]:
-    return fn.__func__ if isinstance(fn, classmethod | staticmethod) else fn  # type: ignore[no-any-return]
+    function: Callable[..., Any] = fn.__func__ if type(fn) in (classmethod, staticmethod) else fn
+    return function
 
 
 _CALLS: dict[Colour, Callable[[Any, object, Spec, dict[str, Any], bool], Any]] = {

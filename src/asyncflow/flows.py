@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
-from types import FrameType
+from inspect import currentframe
 from typing import Any, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
 from asyncflow._specs import FlowOptions, Kind, Options
@@ -27,7 +26,7 @@ class Flow(Declaration[P, R_co]):
     _kind = Kind.FLOW
 
     def __init__(self, fn: Callable[P, R_co], /, **options: Unpack[FlowOptions]) -> None:
-        super().__init__(fn, Options().changed(options), _names_around(sys._getframe(1)))
+        super().__init__(fn, Options().changed(options), _names_around())
 
     def with_options(self, **options: Unpack[FlowOptions]) -> Self:
         """A copy with other options; what is not named stays as it is."""
@@ -35,7 +34,10 @@ class Flow(Declaration[P, R_co]):
 
     @property
     def parameters(self) -> Any:
-        """The parameter schema, as an instance of a pydantic model: `.model_dump()` gives title, type, properties, required, definitions."""
+        """The parameter schema, as an instance of a pydantic model.
+
+        `.model_dump()` gives title, type, properties, required, definitions.
+        """
         return self._model().schema()
 
     def validate_parameters(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,16 +77,16 @@ def flow(fn: Callable[P, R], /, **options: Unpack[FlowOptions]) -> Flow[P, R]: .
 def flow(fn: None = None, /, **options: Unpack[FlowOptions]) -> FlowDecorator: ...
 def flow(fn: Any = None, /, **options: Unpack[FlowOptions]) -> Any:
     """Declare a function as a flow; with or without options."""
-    names = _names_around(sys._getframe(1))
 
-    def declare(function: Any) -> Flow[Any, Any]:
-        declared = Flow.__new__(Flow)
-        Declaration.__init__(declared, function, Options().changed(options), names)
-        return declared
+    def declare(function: Callable[..., Any]) -> Flow[..., Any]:
+        return Flow(function, **options)
 
     return declare if fn is None else declare(fn)
 
 
-def _names_around(frame: FrameType) -> Mapping[str, Any]:
-    """The locals of a function that declares a flow: hints given as text may name classes made there."""
-    return {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)
+def _names_around() -> Mapping[str, Any]:
+    """The locals of the function that declares a flow: hints given as text may name classes made there."""
+    frame = currentframe()
+    while frame is not None and frame.f_globals is globals():
+        frame = frame.f_back
+    return {} if frame is None or frame.f_locals is frame.f_globals else dict(frame.f_locals)

@@ -30,7 +30,7 @@ _latest_ms = 0
 
 
 def _reseed() -> None:
-    global _tail  # noqa: PLW0603  # runs in a new child process, before any thread of it
+    global _tail  # runs in a new child process, before any thread of it
     _tail = _random_bits(48)
 
 
@@ -41,7 +41,7 @@ if hasattr(os, "register_at_fork"):
 
 def new_id() -> bytes:
     """The 16 bytes of a new id, greater than every id this process made before."""
-    global _latest_ms  # noqa: PLW0603  # a benign race: two threads may only both use the newer time
+    global _latest_ms  # a benign race: two threads may only both use the newer time
     ms = time.time_ns() // 1_000_000
     if ms < _latest_ms:  # the wall clock was set back: order matters more than the date
         ms = _latest_ms

@@ -13,8 +13,8 @@ from collections.abc import Mapping, MutableMapping
 from io import StringIO
 from typing import Any
 
-from asyncflow._run import Run
 from asyncflow._rows import FLOW, LogRow
+from asyncflow._run import Run
 from asyncflow.context import current_run
 from asyncflow.exceptions import AsyncflowError
 
@@ -45,7 +45,7 @@ class RunLogger(logging.LoggerAdapter[logging.Logger]):
     def __init__(self, run: Run) -> None:
         super().__init__(logging.getLogger(_LOGGER_NAMES[run.kind == FLOW]), None)
         self._run = run
-        self._kept_from = logging.getLevelName(run.services.settings.log_level.upper())
+        self._kept_from = logging.getLevelNamesMapping().get(run.services.settings.log_level.upper())
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         """Add the run's ids and name to the record's attributes; `extra` of the caller stays."""
@@ -63,23 +63,24 @@ class RunLogger(logging.LoggerAdapter[logging.Logger]):
         """Keep the record, then hand it to `logging` if that wants it."""
         logger = self.logger
         heard = logger.isEnabledFor(level)
-        kept = isinstance(self._kept_from, int) and level >= self._kept_from
+        kept = self._kept_from is not None and level >= self._kept_from
         if not (heard or kept):
             return
         msg, kwargs_ = self.process(msg, kwargs)
-        exc_info = kwargs_.get("exc_info")
-        if exc_info and not isinstance(exc_info, tuple):
-            exc_info = (
-                (type(exc_info), exc_info, exc_info.__traceback__)
-                if isinstance(exc_info, BaseException)
-                else sys.exc_info()
-            )
+        exc_info = _exc_info(kwargs_.get("exc_info"))
         path, line, function, _ = logger.findCaller(stacklevel=kwargs_.get("stacklevel", 1) + 1)
-        record = logger.makeRecord(logger.name, level, path, line, msg, args, exc_info or None, function, kwargs_["extra"])
+        record = logger.makeRecord(logger.name, level, path, line, msg, args, exc_info, function, kwargs_["extra"])
         if kept:
             _keep(self._run, record)
         if heard:
             logger.handle(record)
+
+
+def _exc_info(given: Any) -> Any:
+    """What `exc_info=` may be (an exception, a tuple, true, nothing), as a record wants it."""
+    if isinstance(given, BaseException):
+        return type(given), given, given.__traceback__
+    return sys.exc_info() if given is True or given == 1 else given or None
 
 
 def _keep(run: Run, record: logging.LogRecord) -> None:
@@ -127,7 +128,9 @@ def _wants_prints(run: Run | None) -> bool:
     return False
 
 
-def _print(*values: object, sep: str | None = " ", end: str | None = "\n", file: Any = None, flush: bool = False) -> None:
+def _print(
+    *values: object, sep: str | None = " ", end: str | None = "\n", file: Any = None, flush: bool = False
+) -> None:
     run = current_run.get()
     if run is None or not (file is None or file is sys.stdout or file is sys.stderr) or not _wants_prints(run):
         _real_print(*values, sep=sep, end=end, file=file, flush=flush)
@@ -144,6 +147,6 @@ def install_print_dispatcher() -> None:
     when runs overlap. Outside of such runs it is the real one.
     """
     if builtins.print is not _print:
-        global _real_print  # noqa: PLW0603  # somebody else may have replaced it before us
+        global _real_print  # somebody else may have replaced it before us
         _real_print = builtins.print
         builtins.print = _print

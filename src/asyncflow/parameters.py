@@ -17,7 +17,8 @@ import orjson
 
 from asyncflow._signature import Binder, parameter_descriptions, resolve_hint
 from asyncflow.exceptions import NotJSONError, ParametersTooLargeError, ParameterValidationError
-from asyncflow.serializers import decode, encode, preview
+from asyncflow.previews import preview
+from asyncflow.serializers import decode, encode
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

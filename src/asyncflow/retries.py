@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from asyncflow.exceptions import OptionError
 
@@ -21,9 +21,10 @@ def seconds_of(option: str, value: Seconds) -> float:
     """`value` in seconds; `OptionError` when it is not a length of time (negative, NaN, not a number)."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    number: Any = value  # what people gave, whatever the hint says
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
         raise OptionError(option, value, "seconds (a number from 0) or a timedelta")
-    return float(value)
+    return float(number)
 
 
 def delay_after(attempt: int, delay: Delay, jitter_factor: float, random: Callable[[], float]) -> float:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from asyncflow._backend.detect import host_here
 from asyncflow._backend.threads import ThreadPool
-from asyncflow._run import Services
+from asyncflow._services import Services
 from asyncflow.abc import Clock, RunStore
 from asyncflow.clock import SystemClock
 from asyncflow.context import FlowRunContext, TaskRunContext
@@ -70,8 +70,10 @@ class Runtime:
         if self._closed:
             raise RuntimeClosedError(self.home)
         if self._services is None:
-            results = None if self._given_store else FileResults(self.home)
-            store = self._given_store or SQLiteStore(self.home, self.settings, results)
+            store, results = self._given_store, None
+            if store is None:
+                results = FileResults(self.home)
+                store = SQLiteStore(self.home, self.settings, results)
             self._services = Services(
                 store=store,
                 results=results,

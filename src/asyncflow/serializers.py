@@ -1,4 +1,4 @@
-"""Values to JSON text and back, and exceptions to JSON text.
+"""Values to JSON text and back.
 
 A value is either written so that `decode(encode(value), annotation)` equals it, or refused with
 the path of the part that cannot be written; nothing is ever approximated. The plain encoder does
@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import inspect
 import re
-import reprlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from datetime import UTC, date, datetime, time, timedelta
 from enum import Enum
 from functools import cache, lru_cache
-from itertools import islice
 from math import isfinite
 from pathlib import Path, PurePath
 from typing import Any, cast
@@ -29,9 +27,11 @@ from uuid import UUID
 
 import orjson
 
+from asyncflow.error_records import error_summary
 from asyncflow.exceptions import NotJSONError
+from asyncflow.previews import preview, type_name
 
-__all__ = ["decode", "encode", "encode_error", "error_summary", "preview", "type_name"]
+__all__ = ["decode", "encode"]
 
 MAX_DEPTH = 250
 """Deepest nesting that is written by the walk; orjson itself stops at 254."""
@@ -81,14 +81,6 @@ def _encode_slowly(value: object, where: str) -> str:
     except Exception as error:  # noqa: BLE001  # a property, an iterator or a serializer of the value raised
         problem = f"writing a {type_name(walk.at)} raised {error_summary(error)}"
     raise NotJSONError(_spell(where, walk.path), problem) from None
-
-
-def type_name(value: object) -> str:
-    """The class of `value` as `module.Name`, without running any code of it."""
-    kind = _class(value)
-    module = type.__dict__["__dict__"].__get__(kind).get("__module__", "builtins")
-    name = type.__dict__["__qualname__"].__get__(kind)
-    return name if module == "builtins" or type(module) is not str else f"{module}.{name}"
 
 
 def _spell(where: str, path: Iterable[Any]) -> str:
@@ -175,8 +167,11 @@ def _parts(value: Any) -> Iterable[tuple[Any, Any]]:
     elif hasattr(kind, "__dataclass_fields__"):
         parts = [(each.name, getattr(value, each.name, None)) for each in fields(value)]
     elif hasattr(kind, "__pydantic_serializer__"):
-        extra = getattr(value, "__pydantic_extra__", None) or {}
-        parts = [*((name, getattr(value, name, None)) for name in kind.__pydantic_fields__), *_DICT.items(extra)]
+        extra: Any = getattr(value, "__pydantic_extra__", None) or ()
+        parts = [
+            *((name, getattr(value, name, None)) for name in kind.__pydantic_fields__),
+            *(_DICT.items(extra) if extra else ()),
+        ]
     return cast("Iterable[tuple[Any, Any]]", parts)
 
 
@@ -375,159 +370,3 @@ def _adapter(annotation: Any, _spelling: str) -> Any:
     except (PydanticUserError, NameError) as error:
         raise ValueError(f"values of type {annotation!r} cannot be read back: {error}") from error
     return adapter
-
-
-# --- previews ------------------------------------------------------------------------------
-
-_SHORT_REPR = {"datetime", "decimal", "fractions", "pathlib", "pathlib._local", "uuid", "zoneinfo"}
-
-
-def preview(value: object, limit: int = 200) -> str:
-    """A short text for people, at most `limit` characters; never raises.
-
-    Runs no `__repr__` but the standard library's: an object's own may raise, take gigabytes or
-    tell a password. Secrets stay hidden, and so do fields declared with `repr=False`.
-    """
-    try:
-        text = _Preview().repr(value).encode(errors="backslashreplace").decode()
-    except Exception:  # noqa: BLE001  # a property or an iterator of the value raised
-        text = f"<{type_name(value)}>"
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-class _Preview(reprlib.Repr):
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxdict, self.maxstring, self.maxlong, self.fillvalue = 4, 6, 150, 60, "…"
-
-    def repr1(self, x: Any, level: int) -> str:
-        # By type and not, as the base class does, by the type's name, which anybody may use.
-        return super().repr1(x, level) if type(x) in _BUILT_IN else self.repr_instance(x, level)
-
-    def repr_int(self, x: int, level: int) -> str:
-        return super().repr_int(x, level) if x.bit_length() <= 1024 else f"<int of {x.bit_length():,} bits>"
-
-    def repr_instance(self, x: Any, level: int) -> str:
-        kind = _class(x)
-        if hasattr(kind, "get_secret_value"):
-            return f"{kind.__name__}('{_MASK}')"
-        if issubclass(kind, Enum):
-            return f"{kind.__name__}.{x.name}"
-        if kind in (bool, float, complex, type(None), bytes, bytearray) or kind.__module__ in _SHORT_REPR:
-            return repr(x[: self.maxstring] if kind in (bytes, bytearray) else x)
-        declared = getattr(kind, "__dataclass_fields__", None) or getattr(kind, "__pydantic_fields__", None)
-        if declared is None or level <= 0:
-            return f"<{type_name(x)}>"
-        told = [step for step, field in declared.items() if field.repr][: self.maxdict]
-        return f"{kind.__name__}({', '.join(f'{step}={self.repr1(getattr(x, step), level - 1)}' for step in told)})"
-
-
-_BUILT_IN = (str, int, dict, *_SEQUENCES)
-
-
-# --- exceptions ----------------------------------------------------------------------------
-
-
-def error_summary(exc: BaseException) -> str:
-    """`Type: text` in at most 1,000 characters; a group that holds one exception is named by that one."""
-    leaves = [*islice(_leaves(exc), 2)]
-    error = leaves[0] if len(leaves) == 1 else exc
-    text = _message(error, 1000)
-    return f"{type(error).__qualname__}: {text}"[:1000] if text else type(error).__qualname__[:1000]
-
-
-def encode_error(exc: BaseException, *, limit: int = 64 * 1024) -> str:
-    """`exc` as a JSON object of at most `limit` bytes (a few hundred more where that is too little).
-
-    `type, module, message, traceback, notes`, then `cause` or `context` (the same again, nested),
-    and for a group `exceptions`: its leaves at any depth, 100 at most. Tracebacks carry no locals
-    and, so that they show the user's code, none of asyncflow's own frames.
-    """
-    root, told = _records(exc, most=min(120, limit // 512 + 1))
-    room = limit
-    while True:
-        for record, texts in told:
-            share = room // 2 if record is root else room // (2 * len(told))
-            record.update({key: _cut(text, share) for key, text in texts.items()})
-        text = orjson.dumps(root).decode()
-        if len(text.encode()) <= limit or room < 64:
-            return text
-        room = room * 3 // 4
-
-
-def _records(exc: BaseException, most: int) -> tuple[dict[str, Any], list[tuple[dict[str, Any], dict[str, str]]]]:
-    """One record per exception that `exc` leads to, breadth first, linked; with the texts each is to tell.
-
-    A work list and not recursion: groups nest thousands deep, and causes may form a ring.
-    """
-    root: dict[str, Any] = {}
-    left: list[tuple[BaseException, dict[str, Any], int]] = [(exc, root, 0)]
-    seen = {id(exc)}
-    told: list[tuple[dict[str, Any], dict[str, str]]] = []
-    for error, record, depth in left:
-        record |= {"type": type(error).__qualname__[:200], "module": str(type(error).__module__)[:200]}
-        told.append((record, {"message": _message(error), "traceback": _traceback(error), **_notes(error)}))
-        for key, other in _linked(error) if depth < 10 else ():
-            if id(other) in seen:
-                continue
-            if len(left) >= most or len(record.get(key, ())) >= 100:
-                record["left_out"] = True
-                break
-            seen.add(id(other))
-            left.append((other, {}, depth + 1))
-            if key == "exceptions":
-                record.setdefault(key, []).append(left[-1][1])
-            else:
-                record[key] = left[-1][1]
-    return root, told
-
-
-def _linked(error: BaseException) -> Iterator[tuple[str, BaseException]]:
-    if error.__cause__ is not None:
-        yield "cause", error.__cause__
-    elif error.__context__ is not None and not error.__suppress_context__:
-        yield "context", error.__context__
-    if issubclass(type(error), BaseExceptionGroup):
-        yield from (("exceptions", leaf) for leaf in _leaves(error))
-
-
-def _leaves(exc: BaseException) -> Iterator[BaseException]:
-    left = [exc]
-    while left:
-        error: Any = left.pop()
-        if isinstance(error, BaseExceptionGroup):
-            left.extend(reversed(cast("Any", error).exceptions))
-        else:
-            yield error
-
-
-def _message(error: BaseException, limit: int = 32 * 1024) -> str:
-    try:
-        text = str.__str__(str(error))
-    except Exception:  # noqa: BLE001  # an exception's `__str__` is anybody's code
-        text = "<its __str__ raised>"
-    return text[:limit].encode(errors="backslashreplace").decode()
-
-
-def _notes(error: BaseException) -> dict[str, str]:
-    notes: Any = getattr(error, "__notes__", None)
-    return {"notes": "\n".join(each for each in notes[:20] if _class(each) is str)} if _class(notes) is list else {}
-
-
-def _traceback(error: BaseException) -> str:
-    import traceback
-
-    try:
-        stack = traceback.extract_tb(error.__traceback__, limit=-500)  # the innermost ones
-        users = [frame for frame in stack if not frame.filename.startswith((_OWN_FOLDER, "<asyncflow "))]
-        frames = "".join(traceback.format_list(users or stack))
-    except Exception:  # noqa: BLE001  # source lines come from import hooks, which are anybody's code
-        frames = ""
-    return f"Traceback (most recent call last):\n{frames}{type(error).__qualname__}: {_message(error)}\n"
-
-
-def _cut(text: str, room: int) -> str:
-    """`text` in at most `room` characters, without its middle."""
-    if len(text) <= room:
-        return text
-    return f"{text[: room // 2]}\n... {len(text) - room:,} characters left out ...\n{text[len(text) - room // 2 :]}"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 from uuid import UUID, uuid4
 
 from asyncflow.exceptions import (
@@ -22,12 +22,12 @@ from asyncflow.exceptions import (
 )
 
 __all__ = [
+    "FINAL_TYPES",
     "AwaitingRetry",
     "Cancelled",
     "Cancelling",
     "Completed",
     "Crashed",
-    "FINAL_TYPES",
     "Failed",
     "Late",
     "Paused",
@@ -181,8 +181,8 @@ class State(Generic[T_co]):
                         self.state_details.task_run_id or self.state_details.flow_run_id,
                         "this state was read from the store, which client.read_result(run_id) reads in full",
                     )
-                return None  # type: ignore[return-value]  # a state made by hand without data
-            return self.data  # type: ignore[no-any-return]
+                return cast("T_co", None)  # a state made by hand without data
+            return cast("T_co", self.data)
         if not self.is_final():
             raise UnfinishedRunError(f"the run is {self}, so it has no result yet", self)
         error = exception_for(self)
@@ -232,9 +232,7 @@ def _maker(type_: StateType, name: str = "") -> Callable[..., State[Any]]:
         data: Any = ABSENT,
         state_details: StateDetails | None = None,
     ) -> State[Any]:
-        return State(
-            type=type_, name=name, message=message, data=data, state_details=state_details or StateDetails()
-        )
+        return State(type=type_, name=name, message=message, data=data, state_details=state_details or StateDetails())
 
     make.__name__ = make.__qualname__ = name or type_.value.title()
     make.__doc__ = f"A state of type {type_.value}{f', named {name}' if name else ''}, made by hand."
@@ -254,7 +252,7 @@ Cancelled = _maker(StateType.CANCELLED)
 Crashed = _maker(StateType.CRASHED)
 
 
-def Completed(  # noqa: N802  # a constructor: it reads like the class the field knows
+def Completed(  # a constructor: it reads like the class the field knows
     message: str | None = None,
     *,
     name: str = "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
-from asyncflow._specs import TaskOptions, Kind, Options
+from asyncflow._specs import Kind, Options, TaskOptions
 from asyncflow.declarations import Binds, Declaration
 
 __all__ = ["Task", "TaskDecorator", "task"]
@@ -56,6 +56,8 @@ def task(fn: Callable[P, R], /, **options: Unpack[TaskOptions]) -> Task[P, R]: .
 def task(fn: None = None, /, **options: Unpack[TaskOptions]) -> TaskDecorator: ...
 def task(fn: Any = None, /, **options: Unpack[TaskOptions]) -> Any:
     """Declare a function as a task; with or without options."""
-    if fn is None:
-        return lambda function: Task(function, **options)
-    return Task(fn, **options)
+
+    def declare(function: Callable[..., Any]) -> Task[..., Any]:
+        return Task(function, **options)
+
+    return declare if fn is None else declare(fn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,24 @@ def test_a_run_is_recorded_as_it_is_when_it_is_taken_out_of_the_queue(store: Run
     settle(store)
     assert not run.queued
     assert store.read_run(row.id) == run.current[0]
+
+
+def test_a_change_made_while_the_rows_are_read_is_recorded_too(store: RunStore) -> None:
+    class Moving(LiveRun):
+        """Moves on, and is put again, at the very moment the store has read its rows."""
+
+        def rows(self) -> Sequence[RunRow]:
+            read, self.current = self.current, [newest]
+            if read != self.current:
+                store.put(self)
+            return read
+
+    first = run_row(state=RUNNING, seq=2)
+    newest = first._replace(state=COMPLETED, seq=3)
+    store.put(Moving(first))
+    settle(store)  # the ticket may come before the second put ...
+    settle(store)  # ... but not this one
+    assert store.read_run(first.id) == newest
 
 
 def test_a_run_may_have_two_rows(store: RunStore) -> None:

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import anyio
-import anyio.from_thread
-import anyio.lowlevel
 
 from asyncflow._backend.base import BREATH_INTERVAL, RunScope, Signal, breathe
 from asyncflow._backend.loop_host import LoopHost
@@ -38,9 +36,10 @@ def _in_anyio_shield(task: asyncio.Task[Any]) -> bool:
     and the native cancel goes through the shield, as every native cancel does.
     """
     try:
-        from anyio._backends._asyncio import _task_states  # noqa: PLC0415  # loaded once, with the first deadline
+        from anyio._backends import _asyncio  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]  # loaded once, with the first deadline
 
-        scope = _task_states[task].cancel_scope
+        states: Any = vars(_asyncio)["_task_states"]
+        scope = states[task].cancel_scope
         while scope is not None:
             if scope.shield:
                 return True
@@ -84,7 +83,18 @@ class _Signal(Signal):
 class _Scope(RunScope):
     """One polite native cancel of the task it was entered in."""
 
-    __slots__ = ("_before", "_closed", "_delivered", "_hold", "_host", "_seconds", "_task", "_timer", "caught", "expired")
+    __slots__ = (
+        "_before",
+        "_closed",
+        "_delivered",
+        "_expired",
+        "_hold",
+        "_host",
+        "_seconds",
+        "_task",
+        "_timer",
+        "caught",
+    )
 
     def __init__(self, host: AsyncioHost, seconds: float | None) -> None:
         self._host = host
@@ -94,7 +104,11 @@ class _Scope(RunScope):
         self._timer: asyncio.TimerHandle | None = None
         self._hold = _FIRST_HOLD
         self._delivered = self._closed = False
-        self.caught = self.expired = False
+        self.caught = self._expired = False
+
+    @property
+    def expired(self) -> bool:
+        return self._expired
 
     def cancel(self) -> None:
         task = self._task
@@ -109,7 +123,7 @@ class _Scope(RunScope):
 
     def _expire(self) -> None:
         if not self._delivered:
-            self.expired = True
+            self._expired = True
             self.cancel()
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from asyncflow._backend.threads import Job, ThreadPool
 from asyncflow.abc import RunStore, Ticket
@@ -60,25 +60,30 @@ class Signal(ABC):
         """Wait for it; a cancellation ends the wait."""
 
 
-class RunScope(Protocol):
+class RunScope(ABC):
     """What can be cancelled: one attempt's body. A context manager around it, on its own task."""
+
+    __slots__ = ()
 
     caught: bool
     """After the end: the body stopped because of this scope, and of nothing outside it."""
 
     @property
+    @abstractmethod
     def expired(self) -> bool:
         """Whether its deadline has passed."""
-        ...
 
+    @abstractmethod
     def cancel(self) -> None:
         """Deliver a cancellation, once; after the end it does nothing. On the scope's host only."""
-        ...
 
     def check(self) -> None:
         """Raise the cancellation here if the body is to stop and nothing else can tell it; a loop can."""
+        return
 
+    @abstractmethod
     def __enter__(self) -> Self: ...
+    @abstractmethod
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> bool: ...
@@ -110,7 +115,7 @@ class Host(ABC):
     def current_task(self) -> object:
         """The backend's task that runs now; for the inline host, itself."""
 
-    def cancel_task(self, task: object) -> bool:  # noqa: ARG002  # only asyncio has a way
+    def cancel_task(self, task: object) -> bool:  # only asyncio has a way
         """Cancel a backend's task that hosts a run of ours; false where only a scope can do that."""
         return False
 
@@ -165,7 +170,12 @@ class Host(ABC):
         return ticket.done and ticket.error is None, ticket.error, held_back
 
     def _wake(self, tickets: list[Ticket]) -> None:
-        self.post(lambda: [ticket.signal.set() for ticket in tickets])  # type: ignore[attr-defined]
+        def wake() -> None:
+            for ticket in tickets:
+                assert isinstance(ticket, _SignalTicket)
+                ticket.signal.set()
+
+        self.post(wake)
 
     # --- running
 
@@ -177,7 +187,7 @@ class Host(ABC):
     def scope(self, seconds: float | None) -> RunScope:
         """A scope for one attempt, with a deadline in `seconds` or without one."""
 
-    def needs_scope(self, parent_task: object, task: object) -> bool:  # noqa: ARG002  # only trio has a use for it
+    def needs_scope(self, parent_task: object, task: object) -> bool:  # only trio has a use for it
         """Whether a run whose parent is hosted by another task needs a scope to be cancelled by."""
         return False
 
@@ -190,7 +200,9 @@ class Host(ABC):
         on_cancel: Callable[[], None],
         context: Context | None = None,
     ) -> Job:
-        """Run a sync body where it blocks nobody, in `context` or a copy of this one, and give its job when it has ended.
+        """Run a sync body where it blocks nobody, and give its job when it has ended.
+
+        It runs in `context`, or in a copy of this one.
 
         A cancellation meanwhile calls `on_cancel` and is raised when the body has ended, or after
         `grace` seconds (the job then goes on alone, `job.ended` is false).

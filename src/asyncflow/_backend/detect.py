@@ -38,13 +38,13 @@ def host_here(clock: Clock) -> Host:
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_task():  # first: in guest mode asyncio runs here too
         # Imported when such a loop is seen: each of the two costs tens of milliseconds.
-        from asyncflow._backend.trio_host import TrioHost  # noqa: PLC0415
+        from asyncflow._backend.trio_host import TrioHost
 
         _cache.loop_host = TrioHost()
         return _cache.loop_host
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None and asyncio._get_running_loop() is not None:
-        from asyncflow._backend.asyncio_host import AsyncioHost  # noqa: PLC0415
+        from asyncflow._backend.asyncio_host import AsyncioHost
 
         _cache.loop_host = AsyncioHost()
         return _cache.loop_host

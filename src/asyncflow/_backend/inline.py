@@ -25,7 +25,10 @@ _MOST_INTERRUPTS = 2
 
 
 class InlineCancelled(BaseException):
-    """The inline host's cancellation: raised in a sync body at a checkpoint. Not an `Exception`, like the backends' own."""
+    """The inline host's cancellation: raised in a sync body at a checkpoint.
+
+    Not an `Exception`, like the backends' own.
+    """
 
 
 def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -59,7 +62,7 @@ class _Signal(Signal):
 class _Scope(RunScope):
     """A flag and a deadline: they act when the body asks, calls something of ours, or ends."""
 
-    __slots__ = ("_cancelled", "_clock", "_deadline", "_seconds", "caught", "expired")
+    __slots__ = ("_cancelled", "_clock", "_deadline", "_expired", "_seconds", "caught")
 
     def __init__(self, clock: Clock, seconds: float | None) -> None:
         self._clock = clock
@@ -67,7 +70,11 @@ class _Scope(RunScope):
         self._deadline: float | None = None
         self._cancelled = False
         self.caught = False
-        self.expired = False
+        self._expired = False
+
+    @property
+    def expired(self) -> bool:
+        return self._expired
 
     def cancel(self) -> None:
         self._cancelled = True
@@ -79,8 +86,8 @@ class _Scope(RunScope):
 
     def _must_stop(self) -> bool:
         if self._deadline is not None and self._clock.monotonic() >= self._deadline:
-            self.expired = True
-        return self.expired or self._cancelled
+            self._expired = True
+        return self._expired or self._cancelled
 
     def __enter__(self) -> Self:
         if self._seconds is not None:

@@ -13,6 +13,7 @@ import anyio
 import anyio.to_thread
 
 from asyncflow._backend.base import Host
+from asyncflow._backend.thread_context import leave_loop
 from asyncflow._backend.threads import Job, ThreadPool
 
 __all__ = ["LoopHost"]
@@ -42,7 +43,9 @@ class LoopHost(Host):
         context: Context | None = None,
     ) -> Job:
         signal = self.signal()
-        job = Job(context or copy_context(), fn, signal.set, self._enter_thread())
+        context = context or copy_context()
+        leave_loop(context)
+        job = Job(context, fn, signal.set, self._enter_thread())
         pool.start(job)
         try:
             await signal.wait()

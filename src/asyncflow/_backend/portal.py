@@ -14,8 +14,8 @@ _loop: Any = None
 
 
 def _portal() -> Any:
-    global _loop  # noqa: PLW0603  # one per process is the point
-    import asyncio  # noqa: PLC0415  # only a process with such hooks pays for it
+    global _loop  # one per process is the point
+    import asyncio  # only a process with such hooks pays for it
 
     with _lock:
         if _loop is None or _loop.is_closed():
@@ -26,7 +26,7 @@ def _portal() -> Any:
 
 def run_on_portal(fn: Callable[[], Awaitable[Any]]) -> Any:
     """Run `fn` on the process's own loop, in a copy of this thread's context, and wait for it."""
-    import asyncio  # noqa: PLC0415
+    import asyncio
 
     loop, context = _portal(), copy_context()
 

@@ -8,12 +8,14 @@ raises anyio's own error, which names its `token=` argument) and nothing else.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import Context
+from typing import Any
 
 import anyio.lowlevel
 
-__all__ = ["worker_context"]
+__all__ = ["leave_loop", "worker_context"]
 
 
 def worker_context() -> Callable[[], ExitStack]:
@@ -23,7 +25,7 @@ def worker_context() -> Callable[[], ExitStack]:
     def enter() -> ExitStack:
         stack = ExitStack()
         with suppress(ImportError, AttributeError):
-            from anyio._core._eventloop import claim_worker_thread  # noqa: PLC0415  # private: may be gone
+            from anyio._core._eventloop import claim_worker_thread  # private: may be gone
 
             stack.enter_context(claim_worker_thread(token.backend_class, token.native_token))
         if "trio" in sys.modules:
@@ -33,13 +35,23 @@ def worker_context() -> Callable[[], ExitStack]:
     return enter
 
 
-@contextmanager
-def _trio_thread(native_token: object) -> Iterator[None]:
-    import trio  # noqa: PLC0415  # imported already: this is about its loop
+def leave_loop(context: Context) -> None:
+    """Take out of a worker thread's context what says that a loop runs there, so that its body may start one."""
+    if "sniffio" in sys.modules:
+        import sniffio  # imported already: anyio and trio ask it
 
-    data = None
+        context.run(sniffio.current_async_library_cvar.set, None)
+
+
+@contextmanager
+def _trio_thread(native_token: object) -> Generator[None]:
+    import trio  # imported already: this is about its loop
+
+    data: Any = None
     with suppress(ImportError, AttributeError):
-        from trio._threads import PARENT_TASK_DATA as data  # noqa: PLC0415
+        from trio import _threads
+
+        data = _threads.PARENT_TASK_DATA
     if data is None or not isinstance(native_token, trio.lowlevel.TrioToken):
         yield
         return

@@ -43,8 +43,9 @@ class Job:
     def run(self) -> None:
         """Call the function, in its context; never raises."""
         try:
+            assert self._fn is not None  # it runs once
             with self._enter():
-                self.value = self._context.run(self._fn)  # type: ignore[arg-type]
+                self.value = self._context.run(self._fn)
         except BaseException as exc:  # noqa: BLE001  # handed to whoever waits
             self.error = exc
         # The thread outlives the job: what the job holds must not.
@@ -69,7 +70,7 @@ class _Worker(threading.Thread):
                 return
             self.job = None
             job.run()
-            job = None  # noqa: PLW2901  # an idle thread keeps nothing alive
+            job = None  # an idle thread keeps nothing alive
             self.job = self.pool.next_job(self)
 
 

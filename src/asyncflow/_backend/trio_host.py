@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import trio
 
@@ -86,7 +86,7 @@ class TrioHost(LoopHost):
     def is_cancellation(self, exc: BaseException) -> bool:
         if isinstance(exc, BaseExceptionGroup):
             # A nursery wraps what its children raise: a group of nothing but cancellations is one.
-            return exc.split(trio.Cancelled)[1] is None
+            return cast("BaseExceptionGroup[BaseException]", exc).split(trio.Cancelled)[1] is None
         return isinstance(exc, trio.Cancelled)
 
     def post(self, fn: Callable[[], object]) -> None:

@@ -7,7 +7,7 @@ hosts it (a broken `asyncio.gather` leaves such ones), and waited for until the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from functools import partial
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any
@@ -32,7 +32,8 @@ async def attempt(run: Run) -> Ending:
     try:
         if seconds is None and not _needs_scope(run):
             return ending_of_value(await _body_and_children(run))
-        with host.scope(seconds) as scope:  # type: ignore[arg-type]  # seconds are floats since the options were checked
+        value: Any = None
+        with host.scope(seconds) as scope:
             run.scope = scope
             value = await _body_and_children(run)
         return ending_of_scope(run, scope) if scope.caught else ending_of_value(value)
@@ -77,20 +78,16 @@ async def _body(run: Run) -> Any:
         value = spec.binder.call(spec.fn, run.arguments)
     else:
         value = await _body_in_thread(run)
-    # A returned generator is consumed: it could not be a result otherwise.
-    if isinstance(value, GeneratorType):
-        return list(value)
     if isinstance(value, AsyncGeneratorType):
         return await run.host.run_async(partial(_collect, value))
-    return value
+    return _consumed(value)
 
 
 async def _body_in_thread(run: Run) -> Any:
     services, spec, arguments = run.services, run.spec, run.arguments
 
     def call() -> Any:
-        value = spec.binder.call(spec.fn, arguments)
-        return list(value) if isinstance(value, GeneratorType) else value
+        return _consumed(spec.binder.call(spec.fn, arguments))
 
     def cancelling() -> None:
         if not run.is_final:
@@ -100,6 +97,12 @@ async def _body_in_thread(run: Run) -> Any:
     if job.error is not None:
         raise job.error
     return job.value
+
+
+def _consumed(value: Any) -> Any:
+    """The items of a returned generator: it could not be a result otherwise."""
+    items: Iterable[Any] = value
+    return list(items) if isinstance(value, GeneratorType) else value
 
 
 async def _collect(items: AsyncIterator[Any]) -> list[Any]:

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 from asyncflow._backend.detect import host_here, loop_is_running_here
 from asyncflow._backend.inline import drive
 from asyncflow._engine.execution import execute
-from asyncflow._run import Run, Services
+from asyncflow._run import Run
+from asyncflow._services import Services
 from asyncflow._specs import Spec
 from asyncflow.clock import SystemClock
 from asyncflow.context import current_run, current_tags
@@ -57,9 +58,7 @@ async def _run_to_end(home: Home, owner: object, spec: Spec, arguments: dict[str
     return run
 
 
-async def open_run(
-    home: Home, owner: object, spec: Spec, arguments: dict[str, Any], parent: Run | None = None
-) -> Run:
+async def open_run(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], parent: Run | None = None) -> Run:
     """A run for a call made here: child of `parent` or of the current run, or an outermost one."""
     parent = parent or current_run.get()
     if parent is not None:
@@ -67,10 +66,14 @@ async def open_run(
         services = parent.services
         host = parent.host if parent.host.here() else host_here(services.clock)
     else:
-        services = home.in_force() or await host_here(_CLOCK).run_blocking(home.open_default)
+        services = home.in_force() or await _open_default(home)
         host = host_here(services.clock)
-    tags = current_tags.get() | spec.options.tags  # type: ignore[operator]  # a frozenset since the options were checked
+    tags = current_tags.get() | spec.options.tags
     return Run(spec, arguments, parent=parent, host=host, services=services, owner=owner, tags=tags)
+
+
+async def _open_default(home: Home) -> Services:
+    return await host_here(_CLOCK).run_blocking(home.open_default)
 
 
 def _check_deadlines(run: Run | None) -> None:
@@ -101,5 +104,3 @@ def deliver(run: Run, return_state: bool) -> Any:
 def _always_passes(run: Run, error: BaseException) -> bool:
     """The caller's own cancellation and what ends the program are raised whatever was asked for."""
     return run.host.is_cancellation(error) or isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
-
-

@@ -8,9 +8,10 @@ from typing import Any
 from asyncflow._backend.base import RunScope
 from asyncflow._rules import Ending, ending_of_error
 from asyncflow._run import Cause, Run
+from asyncflow.error_records import encode_error, error_summary
 from asyncflow.exceptions import NotJSONError, RunCancelledError
 from asyncflow.logs import library_logger
-from asyncflow.serializers import encode, encode_error, error_summary
+from asyncflow.serializers import encode
 from asyncflow.states import StateType
 
 __all__ = ["crash", "ending_of_raised", "ending_of_scope", "finish"]

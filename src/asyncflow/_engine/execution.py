@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 from asyncflow._engine.attempt import attempt
 from asyncflow._engine.endings import crash, ending_of_raised, finish
 from asyncflow._engine.hooks import allows_retry, name_of_run, run_hooks
@@ -65,14 +63,19 @@ async def _attempts(run: Run) -> Ending:
             return ending
         if not await allows_retry(run, _state_of(run, ending)):
             return ending
-        delay = delay_after(
-            run.run_count, options.retry_delay_seconds, options.retry_jitter_factor, random.random
-        )
+        delay = _delay(run)
         now = services.clock.now()
         run.enter(StateType.SCHEDULED, now, name="AwaitingRetry", message=ending.message, scheduled=now + delay)
         del ending  # while we wait, the failed attempt's frames are nobody's business
         await run.host.sleep(delay)
         now = services.clock.now()
+
+
+def _delay(run: Run) -> float:
+    import random  # only runs that are retried need it
+
+    options = run.spec.options
+    return delay_after(run.run_count, options.retry_delay_seconds, options.retry_jitter_factor, random.random)
 
 
 def _prepare(run: Run) -> None:
@@ -119,6 +122,8 @@ async def _after(run: Run) -> None:
 
 def _not_durable(run: Run, problem: Exception | None, cause: BaseException | None) -> AsyncflowError:
     seconds = run.services.settings.durability_seconds
-    error = DurabilityError(run.display_name, run.state(), problem or f"no word from the disk within {seconds:g} seconds")
+    error = DurabilityError(
+        run.display_name, run.state(), problem or f"no word from the disk within {seconds:g} seconds"
+    )
     error.__cause__ = cause
     return error

@@ -27,7 +27,7 @@ async def run_hooks(run: Run, type_: StateType) -> None:
         for hook in hooks:
             try:
                 await _call(run, hook, record, state)
-            except Exception:
+            except Exception:  # noqa: BLE001  # theirs, whatever it is: it changes nothing
                 library_logger().exception(
                     "hook %s of %s run %r raised", _name(hook), run.spec.kind.value, run.display_name
                 )
@@ -42,7 +42,7 @@ async def allows_retry(run: Run, state: State[Any]) -> bool:
         return True
     try:
         return bool(await _call(run, condition, run.record(), state))
-    except Exception:
+    except Exception:  # noqa: BLE001  # likewise
         library_logger().exception("retry_condition_fn of %s %r raised", run.spec.kind.value, run.spec.name)
         return False
 
@@ -64,6 +64,7 @@ def name_of_run(run: Run) -> str | None:
     Raises `OptionError` when the template names no parameter or the function gives no text.
     """
     given: RunName | None = run.spec.options.run_name
+    function: Any = given
     option = f"{run.spec.kind.value}_run_name"
     if given is None:
         return None
@@ -75,8 +76,8 @@ def name_of_run(run: Run) -> str | None:
             raise OptionError(option, given, f"a template over the parameters ({names}): {error!r}") from error
     token = current_run.set(run)
     try:
-        takes = len(inspect.signature(given).parameters)
-        name = given(dict(run.arguments)) if takes else given()  # type: ignore[call-arg]
+        takes = len(inspect.signature(function).parameters)
+        name: Any = function(dict(run.arguments)) if takes else function()
     finally:
         current_run.reset(token)
     if not isinstance(name, str):

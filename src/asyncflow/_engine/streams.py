@@ -2,8 +2,7 @@
 
 An async stream's body runs in a task of its own, in its run's context, in step with its consumer:
 it stays at its `yield` until the next item is asked for. So no scope of the body ever lies around
-the consumer's code, and backpressure needs no buffer. A sync stream's body runs on its consumer's
-thread; its engine coroutine is suspended there at each item, and nowhere else.
+the consumer's code, and backpressure needs no buffer.
 
 The object in the consumer's hand and the channel the body holds are two: when the consumer drops
 its object (a bare `break`), Python tells us, and the body is asked to stop.
@@ -12,47 +11,44 @@ its object (a bare `break`), Python tells us, and the body is asked to stop.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from asyncflow._backend.base import Host, Signal
-from asyncflow._backend.inline import InlineCancelled
-from asyncflow._engine.calls import Home, deliver, open_run, refuse_on_loop
+from asyncflow._engine.calls import Home, deliver, open_run
 from asyncflow._engine.execution import execute
 from asyncflow._run import Cause, Run
 from asyncflow._specs import Colour, Spec
 from asyncflow.context import current_run
 from asyncflow.states import State
 
-__all__ = ["Stream", "SyncStream", "open_stream", "open_sync_stream"]
+__all__ = ["CLOSED", "Stream", "open_stream", "refuse_return_state", "thrown"]
 
 Y_co = TypeVar("Y_co", covariant=True)
-_CLOSED = Cause("closed by its consumer")
+CLOSED = Cause("closed by its consumer")
 
 
 def open_stream(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], return_state: bool) -> Stream[Any]:
-    """A call of an async generator, or `.stream(...)` of either colour. Its run begins with the first item asked for."""
-    _refuse_return_state(spec, return_state)
+    """A call of an async generator, or `.stream(...)` of either colour.
+
+    Its run begins with the first item asked for.
+    """
+    refuse_return_state(spec, return_state)
     return Stream(_Channel(home, owner, spec, arguments))
 
 
-def open_sync_stream(
-    home: Home, owner: object, spec: Spec, arguments: dict[str, Any], return_state: bool
-) -> SyncStream[Any]:
-    """A plain call of a sync generator."""
-    _refuse_return_state(spec, return_state)
-    refuse_on_loop(spec)
-    return SyncStream(_SyncChannel(home, owner, spec, arguments))
-
-
-def _refuse_return_state(spec: Spec, return_state: bool) -> None:
+def refuse_return_state(spec: Spec, return_state: bool) -> None:
+    """Raise where a generator is called with `return_state=True`."""
     if return_state:
         raise TypeError(f"{spec.name!r} yields its items: its state is `stream.state`, not return_state=True")
 
 
-# --- async ---------------------------------------------------------------------------------
+def thrown(kind: Any, value: Any, tb: TracebackType | None) -> BaseException:
+    """What `throw(type, value, traceback)` means, in its old form too."""
+    error: BaseException = (kind() if isinstance(kind, type) else kind) if value is None else value
+    return error.with_traceback(tb)
 
 
 class _Channel:
@@ -89,10 +85,10 @@ class _Channel:
             raise
         finally:
             self.busy = False
-        if self._has_item:
-            item, self._item, self._has_item = self._item, None, False
-            return item
-        self._raise_end()
+        if not self._has_item:
+            self._raise_end()
+        item, self._item, self._has_item = self._item, None, False
+        return item
 
     async def _request(self, value: Any) -> None:
         if self.run is None:
@@ -134,7 +130,7 @@ class _Channel:
 
     # both sides
 
-    def stop(self, cause: Cause = _CLOSED) -> None:
+    def stop(self, cause: Cause = CLOSED) -> None:
         """Ask the body to stop: a cancellation at its `yield`, or wherever it is. From any thread."""
         run = self.run
         if run is None or self.done:
@@ -222,7 +218,7 @@ class _ThreadItems:
     async def send(self, value: Any) -> Any:
         return await self._call(partial(_next, self._generator, value))
 
-    async def stop(self, error: BaseException) -> None:  # noqa: ARG002  # a sync body is told by GeneratorExit
+    async def stop(self, error: BaseException) -> None:  # a sync body is told by GeneratorExit
         async def close() -> None:
             await self._call(self._generator.close)
 
@@ -278,8 +274,7 @@ class Stream(AsyncGenerator[Y_co, Any], Generic[Y_co]):
     async def athrow(self, typ: Any, val: Any = None, tb: TracebackType | None = None) -> Y_co:
         """Close the stream and raise the exception here: what the consumer threw is the consumer's."""
         await self.aclose()
-        error = typ() if isinstance(typ, type) and val is None else val if val is not None else typ
-        raise error.with_traceback(tb)
+        raise thrown(typ, val, tb)
 
     async def aclose(self) -> None:
         """Stop the body and wait until its `finally` is done; does nothing after the end."""
@@ -292,124 +287,6 @@ class Stream(AsyncGenerator[Y_co, Any], Generic[Y_co]):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self.aclose()
-
-    def __del__(self) -> None:
-        self._channel.stop()
-
-
-# --- sync ----------------------------------------------------------------------------------
-
-
-class _Emit:
-    """Awaiting it suspends the engine's coroutine with an item; what `send` was given comes back."""
-
-    __slots__ = ("item",)
-
-    def __init__(self, item: Any) -> None:
-        self.item = item
-
-    def __await__(self) -> Generator[_Emit, Any, Any]:
-        return (yield self)
-
-
-class _SyncChannel:
-    """The engine's coroutine of a sync stream, driven item by item by its consumer."""
-
-    def __init__(self, home: Home, owner: object, spec: Spec, arguments: dict[str, Any]) -> None:
-        self.context: Context = copy_context()
-        self.open = partial(open_run, home, owner, spec, arguments, self.context.get(current_run))
-        self.run: Run | None = None
-        self.done = False
-        self._coroutine = self._live()
-        self._begun = False
-
-    async def _live(self) -> None:
-        run = self.run = await self.open()
-        run.stream = self
-        await execute(run)
-
-    async def produce(self, run: Run) -> None:
-        """The body of the attempt: hand over each item where it is made."""
-        generator = run.spec.binder.call(run.spec.fn, run.arguments)
-        value: Any = None
-        while True:
-            try:
-                item = generator.send(value)
-            except StopIteration:
-                return
-            try:
-                value = await _Emit(item)
-            except BaseException:
-                generator.close()
-                raise
-
-    def step(self, value: Any) -> Any:
-        if self.done:
-            raise StopIteration
-        sent = value if self._begun else None
-        self._begun = True
-        try:
-            emitted: _Emit = self.context.run(self._coroutine.send, sent)
-        except StopIteration:
-            self.done = True
-            if self.run is not None and self.run.error is not None:
-                deliver(self.run, False)
-            raise
-        except BaseException:
-            self.done = True
-            raise
-        return emitted.item
-
-    def stop(self, cause: Cause = _CLOSED) -> None:
-        """End the body at its `yield`, now, on this thread."""
-        if self.done:
-            return
-        self.done = True
-        if not self._begun or self.run is None:
-            self._coroutine.close()
-            return
-        self.run.mark(cause)
-        try:
-            self.context.run(self._coroutine.throw, InlineCancelled())
-        except StopIteration:
-            error = self.run.error
-            if error is not None and not isinstance(error, InlineCancelled):
-                deliver(self.run, False)  # what the body's `finally` raised
-
-
-class SyncStream(Generator[Y_co, Any, None], Generic[Y_co]):
-    """The items of a sync generator run, on the consumer's thread. Also a context manager."""
-
-    def __init__(self, channel: _SyncChannel) -> None:
-        self._channel = channel
-
-    @property
-    def state(self) -> State[None] | None:
-        """The run's state; None before the first item was asked for."""
-        run = self._channel.run
-        return None if run is None else run.state()
-
-    def send(self, value: Any) -> Y_co:
-        """Like a generator's: `value` is what the body's `yield` gives."""
-        return self._channel.step(value)  # type: ignore[no-any-return]
-
-    def throw(self, typ: Any, val: Any = None, tb: TracebackType | None = None) -> Y_co:
-        """Close the stream and raise the exception here: what the consumer threw is the consumer's."""
-        self.close()
-        error = typ() if isinstance(typ, type) and val is None else val if val is not None else typ
-        raise error.with_traceback(tb)
-
-    def close(self) -> None:
-        """End the body at its `yield`; does nothing after the end."""
-        self._channel.stop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self._channel.stop()

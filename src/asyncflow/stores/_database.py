@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Database"]
 
 _NAME = "asyncflow.db"
+_OPENING_SECONDS = 10.0
+"""How long opening waits for other processes that open the same file, or write to it."""
 _SMALLEST = 512
 """Bytes of the smallest page a database can have."""
 
@@ -46,7 +49,7 @@ class Database:
     """The file `asyncflow.db` in the folder `home`, made if need be.
 
     Raises `HomeError` when the folder or the file cannot be used, `UnsupportedSchemaError` when a
-    newer asyncflow wrote it, `StoreBusyError` when another process holds it for over `busy_seconds`.
+    newer asyncflow wrote it, `StoreBusyError` when another process holds it for long.
     """
 
     def __init__(self, home: Path, *, synchronous: Literal["full", "normal"], busy_seconds: float) -> None:
@@ -65,9 +68,10 @@ class Database:
     def open_writer(self) -> sqlite3.Connection:
         """The connection that writes, its schema up to date; used by one thread at a time."""
         with self.mapped("opening the database", HomeError):
-            connection = self._connect()
+            connection = self._connect(_OPENING_SECONDS)
             try:
                 self._prepare(connection)
+                connection.execute(f"PRAGMA busy_timeout = {round(self._busy_seconds * 1000)}")
             except BaseException:
                 connection.close()
                 raise
@@ -77,7 +81,7 @@ class Database:
         """A connection that cannot write, nor run checkpoints: only the writer's does (an old
         fault of SQLite's can damage the file when two connections run one at the same time)."""
         with self.mapped("opening the database"):
-            connection = self._connect()
+            connection = self._connect(self._busy_seconds)
             connection.execute("PRAGMA query_only = ON")
             connection.execute("PRAGMA wal_autocheckpoint = 0")
             return connection
@@ -109,7 +113,7 @@ class Database:
             holder = _holder_of_write_lock(self.path)
             who = "another process" if holder is None else f"process {holder}"
             return StoreBusyError(
-                operation, self.path, f"{who} has held the database's write lock for {self._busy_seconds:g} seconds"
+                operation, self.path, f"{who} has held the database's write lock for longer than we wait"
             )
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             return HomeError(operation, self.path, f"the file is damaged or not a database of asyncflow's ({error})")
@@ -117,14 +121,14 @@ class Database:
             return HomeError(operation, self.path, error)
         return kind(operation, self.path, error)
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, busy_seconds: float) -> sqlite3.Connection:
         import sqlite3
 
         # mode=rw: a file that was removed must be missed, not made again, empty.
         return sqlite3.connect(
             f"{self.path.as_uri()}?mode=rw",
             uri=True,
-            timeout=self._busy_seconds,
+            timeout=busy_seconds,
             isolation_level=None,
             check_same_thread=False,
         )
@@ -133,7 +137,7 @@ class Database:
         self._check_version(connection)
         # Must come before the first table; lets retention give space back.
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        mode = _switch_to_wal(connection)
         if mode != "wal":
             raise HomeError("opening the database", self.path, f"no write-ahead log can be kept there (got {mode!r})")
         connection.execute("PRAGMA synchronous = " + {"full": "FULL", "normal": "NORMAL"}[self._synchronous])
@@ -156,14 +160,35 @@ class Database:
 
     def _check_version(self, connection: sqlite3.Connection) -> int:
         """The schema's version, 0 for an empty file; refuses what is not ours or too new."""
+        # In this order: another process may make the schema between two of these, in one commit, and
+        # whoever saw a table or a version of it must then see whose it is.
+        tables = _number(connection, "SELECT count(*) FROM sqlite_master")
         found = _number(connection, "PRAGMA user_version")
         application = _number(connection, "PRAGMA application_id")
-        tables = _number(connection, "SELECT count(*) FROM sqlite_master")
         if application != APPLICATION_ID and (application or found or tables):
             raise HomeError("opening the database", self.path, "the file is a database of another program's")
         if found > VERSION:
             raise UnsupportedSchemaError(self.path, found=found, supported=VERSION)
         return found
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> str:
+    """Turn the write-ahead log on; gives the mode there is afterwards.
+
+    SQLite does not wait here when another process does the same at this moment, so we do.
+    """
+    import sqlite3
+
+    give_up_at = time.monotonic() + _OPENING_SECONDS
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.01)
+        else:
+            return str(mode)
 
 
 def _number(connection: sqlite3.Connection, query: str) -> int:

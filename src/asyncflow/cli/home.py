@@ -1,0 +1,47 @@
+"""Which home a command uses, and opening it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from asyncflow._run import Services
+from asyncflow.exceptions import AsyncflowError
+from asyncflow.runtime import HOME
+from asyncflow.settings import Settings
+
+__all__ = ["Home", "NothingRecordedError", "open_recorded", "use_home"]
+
+Home = Annotated[
+    str | None,
+    Parameter(name="--home", help="The folder of the records; else ASYNCFLOW_HOME, else .asyncflow."),
+]
+
+
+class NothingRecordedError(AsyncflowError):
+    """A command that only reads was told a home that does not exist."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = str(home)
+        super().__init__(
+            f"nothing is recorded in {self.home!r}: it holds no database. Where another folder is meant, "
+            f"name it with --home or ASYNCFLOW_HOME"
+        )
+
+
+def use_home(home: str | None) -> None:
+    """Make `home` the one of this process, wherever its code opens a runtime, and of those it starts."""
+    if home is not None:
+        os.environ["ASYNCFLOW_HOME"] = os.path.abspath(home)  # noqa: PTH100  # resolve() would follow links
+
+
+def open_recorded(home: str | None) -> Services:
+    """Open a home that exists. Raises `NothingRecordedError` instead of making one."""
+    use_home(home)
+    folder = Settings.load().home
+    if not (folder / "asyncflow.db").exists():
+        raise NothingRecordedError(folder)
+    return HOME.open_default()

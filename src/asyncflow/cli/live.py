@@ -1,0 +1,286 @@
+"""Showing a run while it goes on: a thread looks into the store now and then, and a view shows what is new.
+
+On a terminal the view is a tree that is drawn again and again, elsewhere it is plain lines. Log
+records come from `logging` directly, because a record in the store has lost its exception.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from asyncflow._rows import (
+    FLOW,
+    STAND_IN,
+    STATE_CODES,
+    RunRow,
+    default_task_run_name,
+    microseconds,
+    states_of,
+)
+from asyncflow.abc import RunStore
+from asyncflow.cli.output import clock_time, duration_between, one_line, printable
+from asyncflow.cli.tree import Line, Node, build_tree, counts, lay_out
+from asyncflow.exceptions import StoreError
+from asyncflow.states import State, StateType
+
+__all__ = ["PlainView", "TreeView", "View", "Watcher", "listen", "make_view", "state_style", "tree_line"]
+
+_FRAME_SECONDS = 0.1
+_SHARE_OF_TIME = 10
+"""Looking takes at most one part of so many of the time: a tree of 20,000 runs takes a while to read."""
+_MICRO = 1_000_000
+
+_STYLES = {
+    StateType.COMPLETED: ("✓", "green"),
+    StateType.FAILED: ("✗", "bold red"),
+    StateType.CRASHED: ("✗", "bold red"),
+    StateType.CANCELLED: ("⊘", "yellow"),
+    StateType.CANCELLING: ("⊘", "yellow"),
+    StateType.RUNNING: ("●", "cyan"),
+    StateType.SCHEDULED: ("↻", "yellow"),
+    StateType.PAUSED: ("‖", "yellow"),
+    StateType.PENDING: ("○", "dim"),
+}
+
+
+def state_style(state: StateType) -> tuple[str, str]:
+    """The mark of a state and its style."""
+    return _STYLES[state]
+
+
+class View(Protocol):
+    """Where a run is shown. `log` is called from any thread, the others from one at a time."""
+
+    def start(self) -> None:
+        """Before the run."""
+
+    def show(self, rows: Sequence[RunRow]) -> None:
+        """What the store holds now of the run and those below it."""
+
+    def log(self, record: logging.LogRecord, text: str) -> None:
+        """A log record of the run or of the program."""
+
+    def close(self, rows: Sequence[RunRow]) -> None:
+        """The end, with the last that the store holds."""
+
+
+def make_view(console: Console, *, plain: bool) -> View:
+    """A tree where it can be drawn, else plain lines."""
+    can_draw = console.is_terminal and not console.is_dumb_terminal
+    return TreeView(console) if can_draw and not plain else PlainView(console)
+
+
+# --- looking ---------------------------------------------------------------------------------
+
+
+class Watcher:
+    """Keeps a view up to date from a thread of its own, which nothing waits for until `close`."""
+
+    def __init__(self, store: RunStore, view: View) -> None:
+        self._store = store
+        self._view = view
+        self.run_id: bytes | None = None
+        """The run that is shown; None while there is none."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="asyncflow-watcher", daemon=True)
+
+    def start(self) -> None:
+        """Start looking; there is something to see from `follow` on."""
+        self._view.start()
+        self._thread.start()
+
+    def follow(self, run_id: bytes) -> None:
+        """The outermost run exists, and this is its id."""
+        self.run_id = run_id
+
+    def close(self) -> None:
+        """Show the end."""
+        self._stop.set()
+        self._thread.join()
+        self._view.close(self._rows())
+
+    def _watch(self) -> None:
+        pause = _FRAME_SECONDS
+        while not self._stop.wait(pause):
+            before = time.monotonic()
+            self._view.show(self._rows())
+            pause = max(_FRAME_SECONDS, (time.monotonic() - before) * _SHARE_OF_TIME)
+
+    def _rows(self) -> Sequence[RunRow]:
+        if self.run_id is None:
+            return ()
+        with suppress(StoreError):  # the run itself reports what is wrong with the store
+            return self._store.read_tree(self.run_id)
+        return ()
+
+
+# --- log records -----------------------------------------------------------------------------
+
+
+class _Handler(logging.Handler):
+    def __init__(self, view: View) -> None:
+        super().__init__()
+        self._view = view
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._view.log(record, self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+def listen(view: View) -> None:
+    """Show log records, unless the program has set up a way to do so itself."""
+    logging.getLogger("asyncflow").setLevel(logging.INFO)
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(_Handler(view))
+    for handler in root.handlers:
+        # Made before the view began: it would write into the middle of the tree.
+        if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.__stderr__, sys.__stdout__):
+            handler.setStream(sys.stderr)
+
+
+def _log_line(record: logging.LogRecord, text: str) -> Text:
+    style = "bold red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else "blue"
+    source = getattr(record, "run_name", None) or record.name
+    return _plain_line(int(record.created * _MICRO), record.levelname.title(), style, f"{one_line(str(source))}: {text}")
+
+
+def _plain_line(at: int, what: str, style: str, text: str) -> Text:
+    return Text.assemble((clock_time(at), "dim"), "  ", (f"{what:<13}", style), " ", printable(text))
+
+
+# --- plain lines -----------------------------------------------------------------------------
+
+_HOLD = 100_000
+"""Microseconds a line is held back: what the store tells of that time may still be on its way, and come before it."""
+_TROUBLE = frozenset({StateType.FAILED, StateType.CRASHED})
+
+
+class PlainView:
+    """A line when a flow run begins or ends, when a task run fails or is to be retried, and for each log record."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._logged: deque[tuple[int, Text]] = deque()
+        self._waiting: list[tuple[int, Text]] = []
+        self._seen: dict[bytes, int] = {}
+
+    def start(self) -> None:
+        """Nothing to draw yet."""
+
+    def log(self, record: logging.LogRecord, text: str) -> None:
+        """Keep it until its turn."""
+        self._logged.append((int(record.created * _MICRO), _log_line(record, text)))
+
+    def show(self, rows: Sequence[RunRow]) -> None:
+        """Print what is new and no longer held back."""
+        self._collect(rows)
+        self._print(before=int(time.time() * _MICRO) - _HOLD)
+
+    def close(self, rows: Sequence[RunRow]) -> None:
+        """Print the rest and the counts."""
+        self._collect(rows)
+        self._print(before=None)
+        if rows:
+            self._console.print(counts(rows), soft_wrap=True)
+
+    def _collect(self, rows: Sequence[RunRow]) -> None:
+        while self._logged:
+            self._waiting.append(self._logged.popleft())
+        for row in rows:
+            seen = self._seen.get(row.id, 0)
+            if row.seq > seen and row.kind != STAND_IN:
+                self._seen[row.id] = row.seq
+                if row.kind == FLOW or row.history is not None or row.state >= _FIRST_BAD:
+                    self._waiting += [
+                        (microseconds(state.timestamp), _state_line(row, state))
+                        for state in states_of(row)[seen:]
+                        if _is_told(row, state)
+                    ]
+
+    def _print(self, before: int | None) -> None:
+        self._waiting.sort(key=lambda entry: entry[0])
+        while self._waiting and (before is None or self._waiting[0][0] <= before):
+            self._console.print(self._waiting.pop(0)[1], soft_wrap=True)
+
+
+_FIRST_BAD = min(STATE_CODES[type_] for type_ in _TROUBLE)
+
+
+def _is_told(row: RunRow, state: State[object]) -> bool:
+    if state.type in _TROUBLE or state.is_scheduled():
+        return True
+    return row.kind == FLOW and (state.is_running() or state.is_final())
+
+
+def _state_line(row: RunRow, state: State[object]) -> Text:
+    kind, name = ("flow", row.name or row.function) if row.kind == FLOW else ("task", row.name or default_task_run_name(row.function, row.id))
+    text = f"{kind} {one_line(row.function)} {one_line(name)}"
+    if state.is_final() and row.started is not None:
+        text += f" in {duration_between(row.started, row.ended or microseconds(state.timestamp))}"
+    if state.message and not state.is_completed():
+        text += f": {one_line(state.message)}"
+    return _plain_line(microseconds(state.timestamp), state.name, state_style(state.type)[1], text)
+
+
+# --- the tree --------------------------------------------------------------------------------
+
+
+class TreeView:
+    """The tree of runs, drawn in place; log records and prints go above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
+        self._last: Sequence[RunRow] = ()
+
+    def start(self) -> None:
+        """Begin drawing."""
+        self._live.start()
+
+    def log(self, record: logging.LogRecord, text: str) -> None:
+        """Print it above the tree."""
+        self._console.print(_log_line(record, text), soft_wrap=True)
+
+    def show(self, rows: Sequence[RunRow]) -> None:
+        """Draw the tree as it is now."""
+        self._last = rows or self._last
+        root = build_tree(self._last)
+        if root is not None:
+            self._live.update(self._drawn(root, self._last), refresh=True)
+
+    def close(self, rows: Sequence[RunRow]) -> None:
+        """Draw it for the last time, and leave it standing."""
+        self.show(rows)
+        self._live.stop()
+
+    def _drawn(self, root: Node, rows: Sequence[RunRow]) -> Group:
+        lines = lay_out(root, int(time.time() * _MICRO), self._console.height - 2)
+        return Group(*map(tree_line, lines), Text(counts(rows), "dim", no_wrap=True, overflow="ellipsis"))
+
+
+def tree_line(line: Line) -> Text:
+    mark, style = state_style(line.state)
+    text = Text(no_wrap=True, overflow="ellipsis")
+    text.append(line.guide, "dim")
+    if line.label:
+        text.append(f"{mark} ", style)
+        text.append(line.label, "bold" if not line.guide else "")
+    if line.name:
+        text.append(f"  {line.name}", "dim")
+    bad = line.state in _TROUBLE
+    text.append(f"  {line.note}" if line.note else "", style if bad else "dim")
+    return text

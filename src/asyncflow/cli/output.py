@@ -1,0 +1,135 @@
+"""What the commands write and where: data on standard output, all the rest on standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+
+from asyncflow.exceptions import AsyncflowError
+
+__all__ = [
+    "UsageError",
+    "clock_time",
+    "complain",
+    "duration",
+    "duration_between",
+    "error_console",
+    "json_text",
+    "one_line",
+    "only_data_on_stdout",
+    "printable",
+    "table_console",
+    "write_data",
+]
+
+_MICRO = 1_000_000
+_WIDEST_TABLE = 10_000
+
+
+class UsageError(AsyncflowError):
+    """The command was given something it cannot use; its message says what instead."""
+
+
+def complain(message: object) -> None:
+    """One message about what went wrong, on standard error."""
+    sys.stderr.write(f"asyncflow: {printable(str(message))}\n")
+
+
+# --- standard output -------------------------------------------------------------------------
+
+
+def json_text(value: Any) -> str:
+    """A JSON document for people and programs: indented, in Unicode, integers of any size."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_data(text: str) -> None:
+    """Write a command's data to standard output, as UTF-8 whatever the locale is."""
+    # Half a surrogate pair becomes its escape, which inside of JSON means just that.
+    _write_all(1, text.encode("utf-8", "backslashreplace"))
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+@contextmanager
+def only_data_on_stdout() -> Generator[Callable[[str], None]]:
+    """Keeps standard output for what is written with the function it gives.
+
+    Everything else goes to standard error meanwhile: prints of the user's code, and also what its
+    C libraries and subprocesses write, which is why the descriptor is changed and not `sys.stdout`.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # in order with what stderr gets
+    try:
+        yield lambda text: _write_all(kept, text.encode("utf-8", "backslashreplace"))
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+# --- consoles --------------------------------------------------------------------------------
+
+
+def error_console() -> Console:
+    """Standard error as it is now, plain text taken literally."""
+    return Console(file=sys.stderr, markup=False, highlight=False, emoji=False)
+
+
+def table_console() -> Console:
+    """Standard output for listings: as wide as they are where there is no terminal to fit into."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _WIDEST_TABLE
+    return console
+
+
+# --- texts -----------------------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """`text` without what could control a terminal; line breaks and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """`text` on one line, cut to `limit` characters."""
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def clock_time(column: int) -> str:
+    """The local time of day of a store's time column, to the millisecond."""
+    return datetime.fromtimestamp(column / _MICRO, UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
+
+
+def duration(seconds: float) -> str:
+    """A length of time in two figures or so: `20 ms`, `1.4 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 0.1:
+        return f"{max(round(seconds * 1000), 1)} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def duration_between(start: int, end: int) -> str:
+    """The same, between two time columns."""
+    return duration((end - start) / _MICRO)

@@ -1,0 +1,68 @@
+"""Short words about values, for messages and for records of what is not JSON. Runs no code of the value."""
+
+from __future__ import annotations
+
+import reprlib
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+__all__ = ["preview", "type_name"]
+
+_MASK = "**********"  # what pydantic writes in place of a secret
+_class: Callable[[object], Any] = type  # what is asked of a class here is for any class
+
+
+def type_name(value: object) -> str:
+    """The class of `value` as `module.Name`, without running any code of it."""
+    kind = _class(value)
+    module = type.__dict__["__dict__"].__get__(kind).get("__module__", "builtins")
+    name = type.__dict__["__qualname__"].__get__(kind)
+    return name if module == "builtins" or type(module) is not str else f"{module}.{name}"
+
+
+_SHORT_REPR = {"datetime", "decimal", "fractions", "pathlib", "pathlib._local", "uuid", "zoneinfo"}
+
+
+def preview(value: object, limit: int = 200) -> str:
+    """A short text for people, at most `limit` characters; never raises.
+
+    Runs no `__repr__` but the standard library's: an object's own may raise, take gigabytes or
+    tell a password. Secrets stay hidden, and so do fields declared with `repr=False`.
+    """
+    try:
+        text = _Preview().repr(value).encode(errors="backslashreplace").decode()
+    except Exception:  # noqa: BLE001  # a property or an iterator of the value raised
+        text = f"<{type_name(value)}>"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+class _Preview(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxstring, self.maxlong, self.fillvalue = 4, 6, 150, 60, "…"
+
+    def repr1(self, x: Any, level: int) -> str:
+        # By type and not, as the base class does, by the type's name, which anybody may use.
+        return super().repr1(x, level) if type(x) in _BUILT_IN else self.repr_instance(x, level)
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() <= 1024 else f"<int of {x.bit_length():,} bits>"
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        kind = _class(x)
+        if hasattr(kind, "get_secret_value"):
+            return f"{kind.__name__}('{_MASK}')"
+        if issubclass(kind, Enum):
+            return f"{kind.__name__}.{x.name}"
+        if kind in (bool, float, complex, type(None), bytes, bytearray) or kind.__module__ in _SHORT_REPR:
+            return repr(x[: self.maxstring] if kind in (bytes, bytearray) else x)
+        declared = getattr(kind, "__dataclass_fields__", None) or getattr(kind, "__pydantic_fields__", None)
+        if declared is None or level <= 0:
+            return f"<{type_name(x)}>"
+        told = [step for step, field in declared.items() if field.repr][: self.maxdict]
+        return f"{kind.__name__}({', '.join(f'{step}={self.repr1(getattr(x, step), level - 1)}' for step in told)})"
+
+
+_BUILT_IN = (str, int, dict, list, tuple, set, frozenset, deque)
