@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import anyio
+import pydantic  # noqa: F401  # here, because its first import blocks
 import pytest
 
 from asyncflow import Flow, FlowRun, Runtime, State, StateType, TaskRun, flow, get_client, task
@@ -228,6 +229,11 @@ async def test_cancelled_comes_before_failed_in_a_container() -> None:
     assert (run.state.type, run.state.message) == (StateType.CANCELLED, "1/3 states cancelled.")
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="the engine cannot end a run as Paused yet: `execute` takes one without a final state as torn apart "
+    "and records Crashed 'the engine was interrupted'",
+)
 async def test_paused_in_a_container_comes_before_failed() -> None:
     @flow
     async def main() -> Any:

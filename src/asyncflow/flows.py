@@ -76,7 +76,11 @@ def flow(fn: Callable[P, R], /, **options: Unpack[FlowOptions]) -> Flow[P, R]: .
 @overload
 def flow(fn: None = None, /, **options: Unpack[FlowOptions]) -> FlowDecorator: ...
 def flow(fn: Any = None, /, **options: Unpack[FlowOptions]) -> Any:
-    """Declare a function as a flow; with or without options."""
+    """Declare a function as a flow; with or without options.
+
+    On a class or static method it stands above `@classmethod` or `@staticmethod`. Below them it works
+    too, but a class method is then hidden from type checkers: they know it as callable, no more.
+    """
 
     def declare(function: Callable[..., Any]) -> Flow[..., Any]:
         return Flow(function, **options)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import builtins
 import logging
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
+from contextvars import ContextVar
 from io import StringIO
 from typing import Any
 
 from asyncflow._rows import FLOW, LogRow
 from asyncflow._run import Run
 from asyncflow.context import current_run
+from asyncflow.error_records import error_summary
 from asyncflow.exceptions import AsyncflowError
+from asyncflow.previews import preview
 
 __all__ = ["MissingRunError", "RunLogger", "get_run_logger", "install_print_dispatcher", "library_logger"]
 
@@ -68,8 +71,12 @@ class RunLogger(logging.LoggerAdapter[logging.Logger]):
             return
         msg, kwargs_ = self.process(msg, kwargs)
         exc_info = _exc_info(kwargs_.get("exc_info"))
-        path, line, function, _ = logger.findCaller(stacklevel=kwargs_.get("stacklevel", 1) + 1)
-        record = logger.makeRecord(logger.name, level, path, line, msg, args, exc_info, function, kwargs_["extra"])
+        path, line, function, stack = logger.findCaller(
+            kwargs_.get("stack_info", False), kwargs_.get("stacklevel", 1) + 1
+        )
+        record = logger.makeRecord(
+            logger.name, level, path, line, msg, args, exc_info, function, kwargs_["extra"], stack
+        )
         if kept:
             _keep(self._run, record)
         if heard:
@@ -84,9 +91,14 @@ def _exc_info(given: Any) -> Any:
 
 
 def _keep(run: Run, record: logging.LogRecord) -> None:
-    text = record.getMessage()
+    try:
+        text = record.getMessage()
+    except Exception as error:  # noqa: BLE001  # as everywhere in logging: a wrong call does not break the program
+        text = f"{preview(record.msg)} (its arguments do not fit: {error_summary(error)})"
     if record.exc_info:
         text += "\n" + logging.Formatter().formatException(record.exc_info)
+    if record.stack_info:
+        text += "\n" + record.stack_info
     is_flow = run.kind == FLOW
     run.services.store.put_log(
         LogRow(
@@ -117,7 +129,9 @@ def get_run_logger() -> RunLogger:
 
 # --- log_prints ------------------------------------------------------------------------------
 
-_real_print = builtins.print
+_installed: Callable[..., None] | None = None
+# A handler of the program may print, too: that is not logged again.
+_is_logging: ContextVar[bool] = ContextVar("asyncflow_is_logging_a_print", default=False)
 
 
 def _wants_prints(run: Run | None) -> bool:
@@ -128,25 +142,33 @@ def _wants_prints(run: Run | None) -> bool:
     return False
 
 
-def _print(
-    *values: object, sep: str | None = " ", end: str | None = "\n", file: Any = None, flush: bool = False
-) -> None:
-    run = current_run.get()
-    if run is None or not (file is None or file is sys.stdout or file is sys.stderr) or not _wants_prints(run):
-        _real_print(*values, sep=sep, end=end, file=file, flush=flush)
-        return
-    text = StringIO()
-    _real_print(*values, sep=sep, end="", file=text)
-    RunLogger(run).info("%s", text.getvalue(), stacklevel=2)
+def _print_over(real: Callable[..., None]) -> Callable[..., None]:
+    def print(  # noqa: A001  # it is shown where somebody looks at it
+        *values: object, sep: str | None = " ", end: str | None = "\n", file: Any = None, flush: bool = False
+    ) -> None:
+        run = current_run.get()
+        to_terminal = file is None or file is sys.stdout or file is sys.stderr
+        if run is None or not to_terminal or _is_logging.get() or not _wants_prints(run):
+            real(*values, sep=sep, end=end, file=file, flush=flush)
+            return
+        text = StringIO()
+        real(*values, sep=sep, end="", file=text)
+        token = _is_logging.set(True)
+        try:
+            RunLogger(run).info("%s", text.getvalue(), stacklevel=2)
+        finally:
+            _is_logging.reset(token)
+
+    return print
 
 
 def install_print_dispatcher() -> None:
-    """Make `print` ask which run it is called in; done once, with the first `log_prints=True`.
+    """Make `print` ask which run it is called in; done with the first `log_prints=True`.
 
     Permanent on purpose: replacing `print` for the time of a run loses or keeps the replacement
-    when runs overlap. Outside of such runs it is the real one.
+    when runs overlap. Outside of such runs it is the one there was. Where somebody has replaced
+    ours meanwhile, a second one is laid over theirs, which may still call the first.
     """
-    if builtins.print is not _print:
-        global _real_print  # somebody else may have replaced it before us
-        _real_print = builtins.print
-        builtins.print = _print
+    global _installed
+    if builtins.print is not _installed:
+        _installed = builtins.print = _print_over(builtins.print)

@@ -55,7 +55,11 @@ def task(fn: Callable[P, R], /, **options: Unpack[TaskOptions]) -> Task[P, R]: .
 @overload
 def task(fn: None = None, /, **options: Unpack[TaskOptions]) -> TaskDecorator: ...
 def task(fn: Any = None, /, **options: Unpack[TaskOptions]) -> Any:
-    """Declare a function as a task; with or without options."""
+    """Declare a function as a task; with or without options.
+
+    On a class or static method it stands above `@classmethod` or `@staticmethod`. Below them it works
+    too, but a class method is then hidden from type checkers: they know it as callable, no more.
+    """
 
     def declare(function: Callable[..., Any]) -> Task[..., Any]:
         return Task(function, **options)

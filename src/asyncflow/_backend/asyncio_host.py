@@ -29,33 +29,28 @@ _FIRST_HOLD = 0.01
 _LONGEST_HOLD = 0.5
 
 
-def _in_anyio_shield(task: asyncio.Task[Any]) -> bool:
-    """Whether `task` is inside an anyio scope that is shielded, so that a cancel must wait.
+def _anyio_scope(task: asyncio.Task[Any]) -> Any:
+    """The innermost anyio scope that `task` is in.
 
-    anyio has no public way to ask this of another task; where its inside has changed, we say no
-    and the native cancel goes through the shield, as every native cancel does.
+    anyio has no public way to ask this of another task; where its inside has changed, we say None,
+    and a native cancel goes through shields, as every native cancel does.
     """
     try:
-        from anyio._backends import _asyncio  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]  # loaded once, with the first deadline
+        from anyio._backends import _asyncio  # loaded once, with the first scope
 
-        states: Any = vars(_asyncio)["_task_states"]
-        scope = states[task].cancel_scope
-        while scope is not None:
-            if scope.shield:
-                return True
-            scope = scope._parent_scope
+        return vars(_asyncio)["_task_states"][task].cancel_scope
     except (ImportError, KeyError, AttributeError):
-        pass
-    return False
+        return None
 
 
 class _Signal(Signal):
-    __slots__ = ("_future", "_host")
+    __slots__ = ("_future", "_host", "_others")
 
     def __init__(self, host: AsyncioHost) -> None:
         super().__init__()
         self._host = host
         self._future: asyncio.Future[None] | None = None
+        self._others: list[asyncio.Future[None]] | None = None
 
     def set(self) -> None:
         self.is_set = True
@@ -65,11 +60,14 @@ class _Signal(Signal):
             self._host.post(self._resolve)
 
     def _resolve(self) -> None:
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
+        for future in (self._future, *(self._others or ())):
+            if future is not None and not future.done():
+                future.set_result(None)
 
     def next_future(self) -> asyncio.Future[None]:
         # A new one for each wait: a cancelled future stays cancelled for good.
+        if self._future is not None and not self._future.done():  # a second waiter: two tasks close one stream
+            self._others = [self._future, *(each for each in self._others or () if not each.done())]
         self._future = self._host.loop.create_future()
         if self.is_set:
             self._future.set_result(None)
@@ -84,6 +82,7 @@ class _Scope(RunScope):
     """One polite native cancel of the task it was entered in."""
 
     __slots__ = (
+        "_around",
         "_before",
         "_closed",
         "_delivered",
@@ -114,12 +113,21 @@ class _Scope(RunScope):
         task = self._task
         if self._delivered or self._closed or task is None:
             return
-        if _in_anyio_shield(task):
+        if self._in_anyio_shield(task):
             self._timer = self._host.loop.call_later(self._hold, self.cancel)
             self._hold = min(self._hold * 2, _LONGEST_HOLD)
             return
         self._delivered = True
         task.cancel()
+
+    def _in_anyio_shield(self, task: asyncio.Task[Any]) -> bool:
+        """Whether the body is inside an anyio scope that is shielded, so that a cancel must wait."""
+        scope = _anyio_scope(task)
+        while scope is not None and scope is not self._around:  # a shield around this scope is not its body's
+            if scope.shield:
+                return True
+            scope = getattr(scope, "_parent_scope", None)
+        return False
 
     def _expire(self) -> None:
         if not self._delivered:
@@ -130,6 +138,7 @@ class _Scope(RunScope):
         self._task = asyncio.current_task()
         assert self._task is not None
         self._before = self._task.cancelling()
+        self._around = _anyio_scope(self._task)
         if self._seconds is not None:
             self._timer = self._host.loop.call_later(self._seconds, self._expire)
         return self
@@ -162,8 +171,13 @@ class AsyncioHost(LoopHost):
     def current_task(self) -> asyncio.Task[Any] | None:
         return asyncio.current_task()
 
-    def cancel_task(self, task: object) -> bool:
-        return isinstance(task, asyncio.Task) and task.cancel()
+    def cancel_task(self, task: object, *, again: bool) -> bool:
+        if not isinstance(task, asyncio.Task):
+            return False
+        # One that somebody cancelled is cleaning up, and a second cancel would cut that short: the
+        # children of a cancelled `gather`, which ends with the first of them. (Or it swallowed the
+        # cancellation, or a TaskGroup of CPython 3.11 or 3.12 left the count behind: so, later, again.)
+        return (bool(task.cancelling()) and not again) or task.cancel()
 
     def is_cancellation(self, exc: BaseException) -> bool:
         return isinstance(exc, asyncio.CancelledError)
@@ -213,7 +227,9 @@ class AsyncioHost(LoopHost):
         task = self.loop.create_task(fn())
         task.add_done_callback(lambda _: signal.set())
         held_back = await self.settle(signal, seconds)
-        if not task.done():
+        if task.done():
+            task.result()  # what it raised is not for the loop's exception handler
+        else:
             task.cancel()
         return held_back
 

@@ -115,7 +115,7 @@ class Host(ABC):
     def current_task(self) -> object:
         """The backend's task that runs now; for the inline host, itself."""
 
-    def cancel_task(self, task: object) -> bool:  # only asyncio has a way
+    def cancel_task(self, task: object, *, again: bool) -> bool:  # only asyncio has a way
         """Cancel a backend's task that hosts a run of ours; false where only a scope can do that."""
         return False
 

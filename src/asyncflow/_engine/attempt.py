@@ -7,27 +7,28 @@ hosts it (a broken `asyncio.gather` leaves such ones), and waited for until the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any
 
-from asyncflow._engine.endings import crash, describe, ending_of_raised, ending_of_scope
+from asyncflow._engine.endings import crash, describe, ending_of_cause, ending_of_raised, ending_of_scope
 from asyncflow._rules import Ending, ending_of_error, ending_of_value
 from asyncflow._run import Cause, Run
 from asyncflow._specs import Colour
 from asyncflow.context import current_run
 from asyncflow.states import StateType
 
-__all__ = ["attempt"]
+__all__ = ["attempt", "reachably"]
+
+_LAST_CALL = 0.9
+"""The part of the grace time after which a child that somebody else had cancelled already is told by us too."""
 
 
 async def attempt(run: Run) -> Ending:
     """Run the body once. Never raises: whatever happened is the ending."""
     seconds = run.spec.options.timeout_seconds
     host = run.host
-    run.task = host.current_task()
-    run.closing = False
     token = current_run.set(run)
     try:
         if seconds is None and not _needs_scope(run):
@@ -44,6 +45,21 @@ async def attempt(run: Run) -> Ending:
         current_run.reset(token)
 
 
+async def reachably(run: Run, wait: Callable[[], Awaitable[None]]) -> Ending | None:
+    """Await something beside the attempts (a hook, a delay); gives an ending when the tree cancelled the run meanwhile."""
+    if run.cause is None:
+        if _needs_scope(run):
+            with run.host.scope(None) as scope:
+                run.scope = scope
+                try:
+                    await wait()
+                finally:
+                    run.scope = None
+        else:
+            await wait()
+    return None if run.cause is None else ending_of_cause(run.cause)
+
+
 def _needs_scope(run: Run) -> bool:
     """Whether somebody other than its own task must be able to cancel this run without a deadline."""
     parent = run.parent
@@ -57,7 +73,9 @@ async def _body_and_children(run: Run) -> Any:
         if run.children:
             await _join(run)
         return value
-    except GeneratorExit:
+    except GeneratorExit as error:
+        run.closing = True
+        _tell(run, error)
         raise  # the coroutine is being closed: it must not wait for anything
     except BaseException as error:
         run.closing = True
@@ -95,7 +113,10 @@ async def _body_in_thread(run: Run) -> Any:
 
     job = await run.host.call_sync(call, services.threads, services.settings.grace_seconds, cancelling)
     if job.error is not None:
-        raise job.error
+        try:
+            raise job.error
+        finally:
+            job.error = None  # its traceback holds this frame
     return job.value
 
 
@@ -112,6 +133,7 @@ async def _collect(items: AsyncIterator[Any]) -> list[Any]:
 async def _join(run: Run) -> None:
     """Wait for the open children of a body that returned."""
     _stop_streams(run)
+    _bury(run)
     signal = run.drained = run.host.signal()
     if run.children:  # the last one may have left before it could see the signal
         await signal.wait()
@@ -119,21 +141,40 @@ async def _join(run: Run) -> None:
 
 async def _drain(run: Run, error: BaseException) -> BaseException | None:
     """Cancel and wait for the open children of a body that raised; gives what was held back meanwhile."""
-    reason = run.cause or Cause(_reason_of(run, error))
+    _bury(run)
     signal = run.drained = run.host.signal()
-    children = list(run.children or ())
-    for child in children:
-        child.mark(reason)
-    for child in children:
-        child.host.post(partial(_deliver, child)) if not child.host.here() else _deliver(child)
+    reason = _tell(run, error)
     if not run.children:
         return None
     grace = run.services.settings.grace_seconds
-    held_back = await run.host.settle(signal, grace)
+    held_back = await run.host.settle(signal, grace * _LAST_CALL)
+    if run.children:
+        _tell(run, error, again=True)
+        held_back = await run.host.settle(signal, grace * (1 - _LAST_CALL)) or held_back
     for deaf in list(run.children):
         crash(deaf, f"ignored cancellation for {grace:g} seconds ({reason.message})")
         deaf.unlink()
     return held_back
+
+
+def _tell(run: Run, error: BaseException, *, again: bool = False) -> Cause:
+    """Mark everything open below a run whose body raised, then deliver; gives the reason."""
+    reason = run.cause or Cause(_reason_of(run, error))
+    children = list(run.children or ())
+    for child in children:
+        child.mark(reason)
+    for child in children:
+        child.host.post(partial(_deliver, child, again)) if not child.host.here() else _deliver(child, again)
+    return reason
+
+
+def _bury(run: Run) -> None:
+    """End the open children whose host is the very task that looks: their frames are gone, or nobody drives them."""
+    here = run.host.current_task()
+    for child in list(run.children or ()):
+        if child.task is here and child.stream is None:
+            crash(child, "it was abandoned before it ended")
+            child.unlink()
 
 
 def _reason_of(run: Run, error: BaseException) -> str:
@@ -142,15 +183,13 @@ def _reason_of(run: Run, error: BaseException) -> str:
     return f"cancelled because its {run.spec.kind.value} run {run.display_name!r} {how}"
 
 
-def _deliver(child: Run) -> None:
+def _deliver(child: Run, again: bool) -> None:
     """Cancel an open child, on its own host."""
     if child.is_final:
         return
     if child.stream is not None:
         child.stream.stop()
-    elif child.task is child.host.current_task():
-        return  # it cannot be waiting: its own task is the one that runs this
-    elif not child.host.cancel_task(child.task) and child.scope is not None:
+    elif not child.host.cancel_task(child.task, again=again) and child.scope is not None:
         child.scope.cancel()
 
 

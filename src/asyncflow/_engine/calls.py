@@ -12,7 +12,7 @@ from asyncflow._services import Services
 from asyncflow._specs import Spec
 from asyncflow.clock import SystemClock
 from asyncflow.context import current_run, current_tags
-from asyncflow.exceptions import SyncCallOnEventLoopError
+from asyncflow.exceptions import DurabilityError, SyncCallOnEventLoopError
 from asyncflow.states import ABSENT, State
 
 __all__ = ["Home", "call_async", "call_sync", "deliver", "open_run"]
@@ -87,7 +87,7 @@ def _check_deadlines(run: Run | None) -> None:
 def deliver(run: Run, return_state: bool) -> Any:
     """The value, the exception or the state, for the caller; the run keeps none of them."""
     error = run.error
-    passes = error is not None and not isinstance(error, Exception) and _always_passes(run, error)
+    passes = error is not None and _always_passes(run, error)
     state: State[Any] | None = run.state() if return_state and not passes else None
     value, run.value, run.error, run.arguments = run.value, ABSENT, None, {}
     try:
@@ -102,5 +102,9 @@ def deliver(run: Run, return_state: bool) -> Any:
 
 
 def _always_passes(run: Run, error: BaseException) -> bool:
-    """The caller's own cancellation and what ends the program are raised whatever was asked for."""
+    """The caller's own cancellation, what ends the program and a record in doubt are raised whatever was asked for."""
+    if isinstance(error, Exception):
+        return isinstance(error, DurabilityError) and getattr(error.state, "id", None) == run.state().id
+    if isinstance(error, BaseExceptionGroup):  # a task group or nursery wraps what ends the program
+        return run.host.is_cancellation(error) or error.subgroup((KeyboardInterrupt, SystemExit)) is not None
     return run.host.is_cancellation(error) or isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)

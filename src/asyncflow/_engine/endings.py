@@ -9,12 +9,12 @@ from asyncflow._backend.base import RunScope
 from asyncflow._rules import Ending, ending_of_error
 from asyncflow._run import Cause, Run
 from asyncflow.error_records import encode_error, error_summary
-from asyncflow.exceptions import NotJSONError, RunCancelledError
+from asyncflow.exceptions import CrashedRunError, NotJSONError, RunCancelledError
 from asyncflow.logs import library_logger
 from asyncflow.serializers import encode
 from asyncflow.states import StateType
 
-__all__ = ["crash", "ending_of_raised", "ending_of_scope", "finish"]
+__all__ = ["crash", "ending_of_cause", "ending_of_raised", "ending_of_scope", "finish"]
 
 _BY_CALLER = "cancelled by its caller"
 
@@ -51,13 +51,18 @@ def ending_of_scope(run: Run, scope: RunScope) -> Ending:
             message=message,
             error=TimeoutError(f"{run.spec.kind.value} run {run.display_name!r} {message}"),
         )
-    cause = run.cause or Cause("cancelled")
+    return ending_of_cause(run.cause or Cause("cancelled"))
+
+
+def ending_of_cause(cause: Cause) -> Ending:
+    """The ending of a run that the tree stopped while its caller goes on."""
     return Ending(type=StateType.CANCELLED, message=cause.message, error=RunCancelledError(cause.message))
 
 
 def finish(run: Run, ending: Ending) -> None:
     """Record the final state. A run that already has one (given up as deaf) keeps it."""
     if run.is_final:
+        _disown(run, ending)
         return
     if ending.type is StateType.COMPLETED:
         ending = _keep_value(run, ending)
@@ -71,9 +76,22 @@ def finish(run: Run, ending: Ending) -> None:
     run.enter(ending.type, run.services.clock.now(), name=ending.name, message=message)
 
 
+def _disown(run: Run, ending: Ending) -> None:
+    """A run that was given up has ended after all: whoever called it gets what the record says."""
+    run.error = ending.error
+    if run.error is None or isinstance(run.error, Exception):
+        run.error = CrashedRunError(run.status.message or "the run crashed", run.state())
+        run.error.__cause__ = ending.error
+
+
 def crash(run: Run, message: str) -> None:
-    """Record that a run ended without an ending of its own; does nothing when it has a final state."""
-    if not run.is_final:
+    """Record that a run, and what is open below it, ended without an ending of its own.
+
+    Does nothing when it has a final state, or none at all yet.
+    """
+    if run.status.seq and not run.is_final:
+        for child in list(run.children or ()):
+            crash(child, message)
         run.enter(StateType.CRASHED, run.services.clock.now(), message=message)
 
 

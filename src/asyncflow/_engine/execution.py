@@ -36,6 +36,7 @@ async def execute(run: Run) -> None:
         except BaseException as error:  # noqa: BLE001  # in a hook or between attempts; or Ctrl-C in the engine
             ending = ending_of_raised(run, error)
         finish(run, ending)
+        del ending  # as in `_attempts`
     finally:
         # Does something only when the lines above were torn apart themselves.
         crash(run, "the engine was interrupted")
@@ -55,18 +56,22 @@ async def _attempts(run: Run) -> Ending:
         return ending_of_error(error)
     while True:
         run.run_count += 1
+        run.closing = False
         run.enter(StateType.RUNNING, now, name="Retrying" if run.run_count > 1 else None)
         if options.on_running:
             await run_hooks(run, StateType.RUNNING)
         ending = await attempt(run)
-        if ending.type is not StateType.FAILED or run.run_count > options.retries or run.cause is not None:
-            return ending
-        if not await allows_retry(run, _state_of(run, ending)):
-            return ending
-        delay = _delay(run)
-        now = services.clock.now()
-        run.enter(StateType.SCHEDULED, now, name="AwaitingRetry", message=ending.message, scheduled=now + delay)
-        del ending  # while we wait, the failed attempt's frames are nobody's business
+        try:
+            if ending.type is not StateType.FAILED or run.run_count > options.retries or run.cause is not None:
+                return ending
+            if not await allows_retry(run, _state_of(run, ending)):
+                return ending
+            delay = _delay(run)
+            now = services.clock.now()
+            run.enter(StateType.SCHEDULED, now, name="AwaitingRetry", message=ending.message, scheduled=now + delay)
+        finally:
+            # The exception in it holds the attempt's frames and through them this one: a cycle.
+            del ending
         await run.host.sleep(delay)
         now = services.clock.now()
 
@@ -82,13 +87,13 @@ def _prepare(run: Run) -> None:
     """Check the parameters and give the run its name; whatever this raises fails the run."""
     spec = run.spec
     if spec.model is not None:
+        run.name = slug(run.id)
         limit = run.services.settings.parameters_limit
         try:
             if spec.options.validate_parameters:
                 run.arguments = spec.model.validate(dict(run.arguments))
         finally:  # also what was refused is on record
             run.parameters_json = encode_parameters(run.arguments, flow=spec.name, limit=limit)
-        run.name = slug(run.id)
     if spec.options.run_name is not None:
         run.name = name_of_run(run)
 

@@ -71,7 +71,7 @@ def name_of_run(run: Run) -> str | None:
     if isinstance(given, str):
         try:
             return given.format(**run.arguments)
-        except (KeyError, IndexError, AttributeError, ValueError) as error:
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
             names = ", ".join(run.arguments) or "none"
             raise OptionError(option, given, f"a template over the parameters ({names}): {error!r}") from error
     token = current_run.set(run)

@@ -33,7 +33,6 @@ app = App(
     name="asyncflow",
     help="Run flows, and look at what was recorded of them.",
     version=__version__,
-    help_format="plaintext",
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
@@ -58,7 +57,9 @@ def run(
     params: Annotated[
         str | None,
         Parameter(
-            name="--params", help="A file with a JSON object of parameters; - is standard input.", allow_leading_hyphen=True
+            name="--params",
+            help="A file with a JSON object of parameters; - is standard input.",
+            allow_leading_hyphen=True,
         ),
     ] = None,
     backend: Annotated[Backend, Parameter(help="The event loop that an async flow runs in.")] = "asyncio",
@@ -72,9 +73,7 @@ def run(
     command was misused and 130 after Ctrl-C.
     """
     use_home(home)
-    return run_flow(
-        entrypoint, pairs=param or (), file=params, backend=backend, plain=plain, show_traceback=traceback
-    )
+    return run_flow(entrypoint, pairs=param or (), file=params, backend=backend, plain=plain, show_traceback=traceback)
 
 
 @app.command

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from asyncflow.cli.load import spec_of
 from asyncflow.cli.output import UsageError
@@ -66,7 +66,7 @@ def _read(file: str | None) -> Mapping[str, Any]:
     where = "standard input" if file == "-" else repr(file)
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-        found = _loads(text)
+        found: Any = _loads(text)
     except OSError as error:
         raise UsageError(f"--params: {where} cannot be read: {error.strerror or error}") from error
     except json.JSONDecodeError as error:
@@ -79,11 +79,11 @@ def _read(file: str | None) -> Mapping[str, Any]:
         raise UsageError(
             f'--params: {where} holds a JSON {_json_type(found)}; it must be an object: {{"name": value, ...}}'
         )
-    return found
+    return cast("dict[str, Any]", found)
 
 
 def _json_type(value: object) -> str:
-    names = {list: "array", str: "string", bool: "boolean", type(None): "null"}
+    names: dict[type, str] = {list: "array", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")
 
 

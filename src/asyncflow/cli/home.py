@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from asyncflow._run import Services
+from asyncflow._services import Services
 from asyncflow.exceptions import AsyncflowError
 from asyncflow.runtime import HOME
 from asyncflow.settings import Settings

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -136,7 +136,7 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._view.log(record, self.format(record))
-        except Exception:
+        except Exception:  # noqa: BLE001  # as every handler does: a log line must not stop the program
             self.handleError(record)
 
 
@@ -147,15 +147,18 @@ def listen(view: View) -> None:
     if not root.handlers:
         root.addHandler(_Handler(view))
     for handler in root.handlers:
-        # Made before the view began: it would write into the middle of the tree.
-        if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.__stderr__, sys.__stdout__):
-            handler.setStream(sys.stderr)
+        stream: Any = getattr(handler, "stream", None)
+        if isinstance(handler, logging.StreamHandler) and stream in (sys.__stderr__, sys.__stdout__):
+            # Made before the view began: it would write into the middle of the tree.
+            cast("logging.StreamHandler[Any]", handler).setStream(sys.stderr)
 
 
 def _log_line(record: logging.LogRecord, text: str) -> Text:
     style = "bold red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else "blue"
     source = getattr(record, "run_name", None) or record.name
-    return _plain_line(int(record.created * _MICRO), record.levelname.title(), style, f"{one_line(str(source))}: {text}")
+    return _plain_line(
+        int(record.created * _MICRO), record.levelname.title(), style, f"{one_line(str(source))}: {text}"
+    )
 
 
 def _plain_line(at: int, what: str, style: str, text: str) -> Text:
@@ -227,7 +230,11 @@ def _is_told(row: RunRow, state: State[object]) -> bool:
 
 
 def _state_line(row: RunRow, state: State[object]) -> Text:
-    kind, name = ("flow", row.name or row.function) if row.kind == FLOW else ("task", row.name or default_task_run_name(row.function, row.id))
+    kind, name = (
+        ("flow", row.name or row.function)
+        if row.kind == FLOW
+        else ("task", row.name or default_task_run_name(row.function, row.id))
+    )
     text = f"{kind} {one_line(row.function)} {one_line(name)}"
     if state.is_final() and row.started is not None:
         text += f" in {duration_between(row.started, row.ended or microseconds(state.timestamp))}"

@@ -8,7 +8,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from asyncflow._specs import Spec
 from asyncflow.exceptions import AsyncflowError, EntrypointError
@@ -87,7 +87,9 @@ def _import_module(entrypoint: str, name: str) -> ModuleType:
     except BaseException as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{name}.".startswith(f"{missing}."):
-            problem = f"there is no module {missing!r} here or among the installed packages; a file is named with its .py"
+            problem = (
+                f"there is no module {missing!r} here or among the installed packages; a file is named with its .py"
+            )
             raise EntrypointError(entrypoint, problem) from None
         if not all(name.split(".")):
             raise EntrypointError(entrypoint, f"{name!r} is not the name of a module") from None
@@ -132,14 +134,16 @@ def _choose(entrypoint: str, target: str, module: ModuleType, name: str | None) 
             return next(iter(flows.values()))
         problem = "it has several flows, name one of them:" if flows else "it has no flow; declare one with @flow"
         raise EntrypointError(entrypoint, problem, flows=listed)
-    found = getattr(module, name, None)
+    found: Any = getattr(module, name, None)
     if isinstance(found, Flow):
-        return found
+        return cast("Flow[..., Any]", found)
     named = [each for each in flows.values() if each.name == name]
     if len(named) == 1:
         return named[0]
     problem = f"it has no flow named {name!r}" if found is None else f"{name!r} is {_what(found)}, not a flow"
-    raise EntrypointError(entrypoint, f"{problem}; {'its flows are:' if flows else 'declare one with @flow'}", flows=listed)
+    raise EntrypointError(
+        entrypoint, f"{problem}; {'its flows are:' if flows else 'declare one with @flow'}", flows=listed
+    )
 
 
 def _flows_of(module: ModuleType) -> dict[str, Flow[..., Any]]:

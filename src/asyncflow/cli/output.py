@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from io import TextIOWrapper
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from asyncflow.exceptions import AsyncflowError
 
 __all__ = [
     "UsageError",
+    "age",
     "clock_time",
     "complain",
     "duration",
@@ -72,7 +74,7 @@ def only_data_on_stdout() -> Generator[Callable[[str], None]]:
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # in order with what stderr gets
+    cast("TextIOWrapper", sys.stdout).reconfigure(line_buffering=True)  # in order with what stderr gets
     try:
         yield lambda text: _write_all(kept, text.encode("utf-8", "backslashreplace"))
     finally:
@@ -133,3 +135,12 @@ def duration(seconds: float) -> str:
 def duration_between(start: int, end: int) -> str:
     """The same, between two time columns."""
     return duration((end - start) / _MICRO)
+
+
+def age(created: int, now: int) -> str:
+    """How long ago a time column is, in one short word: `9s`, `12m`, `5h`, `3d`."""
+    seconds = max(now - created, 0) // _MICRO
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"

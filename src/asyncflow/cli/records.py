@@ -75,7 +75,7 @@ def _children(top: Node) -> list[dict[str, Any]]:
     while left:
         node, children = left.pop()
         for child in node.children:
-            data = {**_row_json(child.row), "children": []}
+            data: dict[str, Any] = {**_row_json(child.row), "children": []}
             children.append(data)
             left.append((child, data["children"]))
     return told

@@ -5,29 +5,32 @@ from __future__ import annotations
 import json
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import anyio
 from rich.console import Console
 from rich.text import Text
 
 from asyncflow._rows import flow_run_of
-from asyncflow._run import Services
+from asyncflow._services import Services
 from asyncflow._specs import Colour
 from asyncflow.cli.arguments import Arguments, arguments_for
 from asyncflow.cli.live import View, Watcher, listen, make_view, state_style
 from asyncflow.cli.load import load_flow, spec_of
 from asyncflow.cli.output import complain, error_console, json_text, one_line, only_data_on_stdout
+from asyncflow.error_records import error_summary
 from asyncflow.exceptions import DurabilityError, NotJSONError
 from asyncflow.flows import Flow
 from asyncflow.parameters import PREVIEW_KEY
+from asyncflow.previews import preview
 from asyncflow.runs import FlowRun
 from asyncflow.runtime import HOME
-from asyncflow.serializers import encode, error_summary, preview
+from asyncflow.serializers import encode
 from asyncflow.states import State
 
 __all__ = ["Backend", "run_flow"]
@@ -47,10 +50,7 @@ class _Outcome:
     @property
     def is_interrupt(self) -> bool:
         """Whether somebody pressed Ctrl-C. On trio it may come in a group, from a nursery."""
-        error = self.error
-        if isinstance(error, BaseExceptionGroup):
-            return error.subgroup(KeyboardInterrupt) is not None
-        return isinstance(error, KeyboardInterrupt)
+        return self.error is not None and any(isinstance(each, KeyboardInterrupt) for each in _leaves(self.error))
 
 
 def run_flow(
@@ -163,7 +163,7 @@ def _report(
     if outcome.is_interrupt:
         text.append(", interrupted by Ctrl-C")
     else:
-        for leaf in _leaves(error):
+        for leaf in islice(_leaves(error), _MOST_LEAVES):
             text.append(f"\n  {one_line(error_summary(leaf), 1000)}")
             place = _place(leaf.__traceback__)
             text.append(f"\n    at {place}" if place and not isinstance(leaf, DurabilityError) else "", "dim")
@@ -172,17 +172,15 @@ def _report(
     console.print(text, soft_wrap=True)
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
-    """The exceptions of a group, a few of them; else the exception itself."""
-    found: list[BaseException] = []
-    left = [error]
-    while left and len(found) < _MOST_LEAVES:
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions of a group, at any depth; else the exception itself."""
+    left: list[Any] = [error]
+    while left:
         each = left.pop()
         if isinstance(each, BaseExceptionGroup):
-            left += reversed(each.exceptions)
+            left += reversed(cast("Any", each).exceptions)
         else:
-            found.append(each)
-    return found
+            yield each
 
 
 def _place(frames: TracebackType | None) -> str | None:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, Parameter
 from rich.table import Table
 from rich.text import Text
 
 from asyncflow._backend.inline import drive
-from asyncflow._rows import FLOW, TASK, RunRow, flow_run_of, microseconds, moment, task_run_of
+from asyncflow._rows import FLOW, TASK, RunRow, flow_run_of, microseconds, task_run_of
 from asyncflow.abc import RunQuery
 from asyncflow.cli.home import Home, open_recorded
 from asyncflow.cli.live import state_style
-from asyncflow.cli.output import UsageError, duration_between, json_text, one_line, printable, table_console, write_data
+from asyncflow.cli.output import (
+    UsageError,
+    age,
+    duration_between,
+    json_text,
+    one_line,
+    printable,
+    table_console,
+    write_data,
+)
 from asyncflow.cli.records import log_json, run_json, show_json
 from asyncflow.cli.show import print_run
 from asyncflow.client import get_client
@@ -30,6 +39,7 @@ app = App(name="runs", help="List runs and look at what was recorded of them.")
 
 RunId = Annotated[str, Parameter(help="The id of a flow run or a task run.")]
 AsJSON = Annotated[bool, Parameter(name="--json", help="One JSON document.", negative="")]
+_ROOM_FOR_NAMES = 100
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -175,22 +185,25 @@ def _level_name(level: int) -> str:
 # --- the table -------------------------------------------------------------------------------
 
 
-def _print_table(rows: Iterable[RunRow]) -> None:
+def _print_table(rows: Sequence[RunRow]) -> None:
+    console = table_console()
+    if not rows:
+        console.print("no runs")
+        return
+    has_names = console.width >= _ROOM_FOR_NAMES  # ids are for copying, so they are what stays whole
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("ID", no_wrap=True)
-    table.add_column("STATE", no_wrap=True)
-    for title in ("FLOW", "NAME"):
+    table.add_column("ID", no_wrap=True, min_width=36)
+    table.add_column("STATE", no_wrap=True, min_width=11)
+    for title in ("FLOW" if rows[0].kind == FLOW else "TASK", *(["NAME"] if has_names else [])):
         table.add_column(title, overflow="ellipsis", no_wrap=True)
-    table.add_column("CREATED", no_wrap=True)
-    table.add_column("TOOK", no_wrap=True, justify="right")
+    table.add_column("AGE", no_wrap=True, justify="right", min_width=3)
+    table.add_column("TOOK", no_wrap=True, justify="right", min_width=6)
     now = microseconds(datetime.now(UTC))
     for row in rows:
         run = flow_run_of(row) if row.kind == FLOW else task_run_of(row)
         mark, style = state_style(run.state.type)
+        names = [one_line(row.function), *([one_line(run.name)] if has_names else [])]
         took = "" if row.started is None else duration_between(row.started, row.ended or now)
-        created = moment(row.created).astimezone().strftime("%m-%d %H:%M:%S")
-        table.add_row(
-            str(run.id), Text(f"{mark} {run.state.name}", style), one_line(row.function), one_line(run.name), created, took
-        )
-    console = table_console()
-    console.print(table if table.row_count else "no runs")
+        state = Text(f"{mark} {one_line(run.state.name)}", style)
+        table.add_row(str(run.id), state, *names, age(row.created, now), took)
+    console.print(table)

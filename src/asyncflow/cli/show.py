@@ -38,7 +38,9 @@ def _facts(row: RunRow) -> Iterator[Text]:
     run = flow_run_of(row) if row.kind == FLOW else task_run_of(row)
     mark, style = state_style(run.state.type)
     kind = "flow run" if row.kind == FLOW else "task run"
-    yield Text.assemble((f"{mark} {run.state.name}", style), f"  {kind} {one_line(run.name)} of ", (one_line(row.function), "bold"))
+    yield Text.assemble(
+        (f"{mark} {run.state.name}", style), f"  {kind} {one_line(run.name)} of ", (one_line(row.function), "bold")
+    )
     facts: list[tuple[str, object]] = [("id", run.id)]
     if row.started is not None and row.ended is not None:
         facts.append(("took", duration_between(row.started, row.ended)))
@@ -70,7 +72,9 @@ def _tree(rows: Sequence[RunRow]) -> Iterator[Text]:
     root = build_tree(rows)
     if below and root is not None:
         yield _title("Runs below it")
-        yield from (Text("  ") + tree_line(line) for line in lay_out(root, int(time.time() * 1_000_000), _MOST_LINES)[1:])
+        yield from (
+            Text("  ") + tree_line(line) for line in lay_out(root, int(time.time() * 1_000_000), _MOST_LINES)[1:]
+        )
         yield Text(f"  {counts(below)}", "dim")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from asyncflow._rows import FIRST_FINAL, FLOW, STAND_IN, STATE_CODES, STATE_TYPES, RunRow
+from asyncflow._rows import FIRST_FINAL, FLOW, STAND_IN, STATE_CODES, STATE_TYPES, RunRow, default_task_run_name
 from asyncflow.cli.output import duration_between, one_line
 from asyncflow.states import StateType
 
@@ -113,7 +113,7 @@ def counts(rows: Iterable[RunRow]) -> str:
     runs = [row for row in rows if row.kind != STAND_IN]
     flows = sum(row.kind == FLOW for row in runs)
     tasks = len(runs) - flows
-    kinds = [_count(flows, "flow run")] + ([_count(tasks, "task run")] if tasks else [])
+    kinds = [_count(number, what) for number, what in ((flows, "flow run"), (tasks, "task run")) if number]
     states = Counter(state_name(row) for row in runs)
     retries = sum(max(row.run_count - 1, 0) for row in runs)
     return f"{' and '.join(kinds)}: {_listed(states)}" + (f"; {_count(retries, 'retry')}" if retries else "")
@@ -219,7 +219,9 @@ def _entry(node: Node, detail: _Detail, now: int) -> _Entry:
 
 
 def _group_line(rows: Sequence[RunRow], note: str) -> Line:
-    return Line("", STATE_TYPES[rows[0].state], f"{one_line(rows[0].function)} × {len(rows):,}", "", note)
+    return Line(
+        "", STATE_TYPES[rows[0].state], f"{one_line(rows[0].function)} \N{MULTIPLICATION SIGN} {len(rows):,}", "", note
+    )
 
 
 def _line(guide: str, node: Node, now: int) -> Line:
@@ -233,6 +235,5 @@ def _line(guide: str, node: Node, now: int) -> Line:
         notes.append(_count(row.run_count - 1, "retry"))
     if row.message and row.state != _COMPLETED:
         notes.append(one_line(row.message, _LONGEST_MESSAGE))
-    name = "" if row.name is None else one_line(row.name, 60)
-    label = one_line(row.function)
-    return Line(guide, STATE_TYPES[row.state], label, name, "  ".join(notes))
+    name = row.name or (default_task_run_name(row.function, row.id) if row.state in _BAD else "")
+    return Line(guide, STATE_TYPES[row.state], one_line(row.function), one_line(name, 60), "  ".join(notes))
