@@ -17,7 +17,7 @@ from asyncflow.exceptions import MissingResultError, StoreError
 from asyncflow.ids import new_id
 from asyncflow.results import MOST_IN_ROW, FileResults
 from asyncflow.states import StateType
-from tests.contracts.recordables import run_row
+from tests.contracts.recordables import read_result, run_row
 
 FAILED, RUNNING, CANCELLED = (STATE_CODES[each] for each in (StateType.FAILED, StateType.RUNNING, StateType.CANCELLED))
 LARGE = json.dumps("é" * MOST_IN_ROW, ensure_ascii=False)
@@ -90,7 +90,7 @@ def test_each_run_below_that_ended_is_a_line(results: FileResults, home: Path) -
     results.write([(root, later := run_row())])
     assert len(lines(home, root)) == 7
     assert files(home) == ["tasks.jsonl"]
-    assert results.read(later) == "null"
+    assert read_result(results, later) == "null"
 
 
 def test_each_outermost_run_has_a_folder_of_its_own(results: FileResults, home: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_large_value_is_a_file_that_the_row_cites(results: FileResults, home: 
             "sha256": hashlib.sha256(content).hexdigest(),
             "size": len(content),
         }
-        assert results.read(row) == LARGE
+        assert read_result(results, row) == LARGE
     assert stored[1] == below._replace(result=None, result_file=stored[1].result_file)
     (line,) = lines(home, root.id)
     assert isinstance(line, dict)
@@ -131,11 +131,11 @@ def test_large_is_a_matter_of_bytes(results: FileResults, value: str, is_large: 
     row = run_row(result=value)
     (stored,) = results.write([(new_id(), row)])
     assert (stored.result is None) == is_large
-    assert results.read(stored) == value
+    assert read_result(results, stored) == value
 
 
 def test_a_run_without_a_value_reads_as_none(results: FileResults) -> None:
-    assert results.read(run_row(result=None)) is None
+    assert read_result(results, run_row(result=None)) is None
 
 
 # --- what may go wrong -----------------------------------------------------------------------
@@ -151,7 +151,7 @@ def test_a_file_that_is_gone_is_missed(results: FileResults, home: Path) -> None
     row = large(results)
     (folder(home, row.id) / "result.json").unlink()
     with pytest.raises(MissingResultError, match=f"{UUID(bytes=row.id)}.*is gone"):
-        results.read(row)
+        read_result(results, row)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "changed"])
@@ -161,7 +161,7 @@ def test_a_file_that_was_changed_is_not_believed(results: FileResults, home: Pat
     content = path.read_bytes()
     path.write_bytes(content[:-2] if damage == "cut short" else b" " + content[:-1])
     with pytest.raises(StoreError, match="checksum"):
-        results.read(row)
+        read_result(results, row)
 
 
 @pytest.mark.parametrize("path", ["results/../secret.json", "/etc/hostname", "asyncflow.db", "../results/x"])
@@ -169,7 +169,7 @@ def test_a_row_cannot_lead_out_of_the_results(results: FileResults, home: Path, 
     (home / "secret.json").write_text("1")
     cited = json.dumps({"path": path, "sha256": hashlib.sha256(b"1").hexdigest(), "size": 1})
     with pytest.raises(StoreError, match="leads out"):
-        results.read(run_row(result=None, result_file=cited))
+        read_result(results, run_row(result=None, result_file=cited))
 
 
 def test_a_link_is_not_followed(results: FileResults, home: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_link_is_not_followed(results: FileResults, home: Path) -> None:
     path.rename(home / "elsewhere.json")
     path.symlink_to(home / "elsewhere.json")
     with pytest.raises(StoreError):
-        results.read(row)
+        read_result(results, row)
     target = home / "target"
     target.touch()
     (folder(home, row.id) / "tasks.jsonl").symlink_to(target)
@@ -191,7 +191,7 @@ def test_what_a_killed_process_left_is_no_hindrance(results: FileResults, home: 
     folder(home, row.id).mkdir(parents=True)
     (folder(home, row.id) / ".result.json.tmp").write_text("half a val")
     (stored,) = results.write([(row.id, row)])
-    assert results.read(stored) == LARGE
+    assert read_result(results, stored) == LARGE
     assert files(home) == ["result.json"]
 
 

@@ -397,7 +397,7 @@ async def test_an_attempt_begins_when_the_children_of_the_last_one_are_gone() ->
         async def guarded() -> None:
             try:
                 await child()
-            except Exception:  # noqa: S110
+            except Exception:
                 pass
 
         assert await main() == 1

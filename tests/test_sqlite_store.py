@@ -33,7 +33,7 @@ from asyncflow.stores._schema import VERSION
 from asyncflow.stores._writer import MOST_LOGS
 from asyncflow.stores.sqlite import SQLiteStore
 from tests.conftest import RunPython
-from tests.contracts.recordables import START, LiveRun, Waiter, run_row
+from tests.contracts.recordables import START, LiveRun, Waiter, read_result, run_row
 
 PROJECT = Path(__file__).parent.parent
 RUNNING = STATE_CODES[StateType.RUNNING]
@@ -618,7 +618,7 @@ def test_kill_loses_nothing_that_was_acknowledged(open_store: Open, home: Path) 
     recorded = {row.id: row for row in store.read_runs(RunQuery(kinds=frozenset({TASK}), limit=10**6))}
     assert set(acknowledged) <= recorded.keys()
     for row in recorded.values():  # the acknowledged and the rest: no row without its file, no file that is torn
-        assert json.loads(results.read(row) or "") in (None, "x" * 70_000)
+        assert json.loads(read_result(results, row) or "") in (None, "x" * 70_000)
     (verdict,) = store._writer._connection.execute("PRAGMA quick_check").fetchone()
     assert verdict == "ok"
 

@@ -9,13 +9,13 @@ _FIRST = (
     "early easy exact fair fancy fleet fond frank fresh gentle glad golden grand green handy happy "
     "hardy honest humble jolly keen kind lively loyal lucid lucky mellow merry mild neat nimble noble "
     "patient plucky polite prime proud quick quiet rapid ready rosy royal sharp shiny silent silver smart"
-).split()  # noqa: SIM905  # a list of this length is not read by anybody
+).split()
 _SECOND = (
     "ant badger bat bear beaver bee bison bobcat camel cat cheetah cobra condor crab crane crow deer "
     "dingo dove duck eagle egret elk falcon ferret finch fox gecko gnu goat goose gull hare hawk heron "
     "ibex ibis jay kite koala lark lemur llama lynx marmot marten mole moose moth newt otter owl panda "
     "perch puffin quail raven robin seal shrew stork swan tapir wren"
-).split()  # noqa: SIM905
+).split()
 
 
 def slug(run_id: bytes) -> str:

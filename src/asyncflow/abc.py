@@ -6,11 +6,13 @@ Every adapter passes the port's contract test suite (`tests/contracts/`). Nothin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from asyncflow._rows import LogRow, RunRow
+from asyncflow.exceptions import StoreError
 from asyncflow.states import StateType
 
 __all__ = ["Clock", "LogQuery", "Recordable", "ResultStore", "RunQuery", "RunStore", "Ticket"]
@@ -140,6 +142,11 @@ class RunStore(ABC):
         """How many records wait to be written, now."""
 
     @property
+    def last_error(self) -> StoreError | None:
+        """Why what waits has not been written yet; None while nothing is wrong."""
+        return None
+
+    @property
     @abstractmethod
     def dropped_logs(self) -> int:
         """How many log lines were dropped since the store was opened."""
@@ -178,5 +185,9 @@ class ResultStore(ABC):
         """
 
     @abstractmethod
-    def read(self, row: RunRow) -> str | None:
-        """The JSON of a row's value, checked against its checksum; None when none was recorded. Blocks."""
+    async def read(self, row: RunRow, read_file: Callable[[Path], Awaitable[bytes]]) -> str | None:
+        """The JSON of a row's value, checked against its checksum; None when none was recorded.
+
+        `read_file` reads a file the way the caller's loop does that. Raises `MissingResultError`
+        when the file is gone, `StoreError` when it cannot be read or is not what was written.
+        """

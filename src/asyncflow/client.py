@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import UUID
 
+from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
 from asyncflow._rows import FLOW, STAND_IN, TASK, RunRow, flow_run_of, log_record_of, states_of, task_run_of
 from asyncflow._services import Services
@@ -45,7 +46,7 @@ class Client:
 
     def __init__(self, runtime: Runtime | None = None) -> None:
         self._runtime = runtime
-        self._host_clock = SystemClock()
+        self._clock = SystemClock()
 
     async def __aenter__(self) -> Self:
         return self
@@ -172,7 +173,11 @@ class Client:
         not persisted.
         """
         row = await self._row(run_id, _FLOWS | _TASKS)
-        text = await self._read(lambda services: services.results.read(row) if services.results else row.result)
+        services = await self._services()
+        if services.results is None:
+            text = row.result
+        else:
+            text = await services.results.read(row, self._host().read_file)
         if text is None:
             raise MissingResultError(run_id, _why_missing(row))
         return json.loads(text)  # not orjson: integers of any size
@@ -184,13 +189,16 @@ class Client:
         return row
 
     async def _read(self, query: Callable[[Services], T]) -> T:
-        def read() -> T:
-            if self._runtime is not None:
-                return query(self._runtime.open())
-            return query(in_force or HOME.open_default())
+        services = await self._services()
+        return await self._host().run_blocking(lambda: query(services))
 
-        in_force = None if self._runtime is not None else HOME.in_force()
-        return await host_here(self._host_clock).run_blocking(read)
+    async def _services(self) -> Services:
+        if self._runtime is not None:
+            return await self._host().run_blocking(self._runtime.open)
+        return HOME.in_force() or await self._host().run_blocking(HOME.open_default)
+
+    def _host(self) -> Host:
+        return host_here(self._clock)
 
 
 def _why_missing(row: RunRow) -> str:

@@ -143,7 +143,7 @@ def _wants_prints(run: Run | None) -> bool:
 
 
 def _print_over(real: Callable[..., None]) -> Callable[..., None]:
-    def print(  # noqa: A001  # it is shown where somebody looks at it
+    def print(  # it is shown where somebody looks at it
         *values: object, sep: str | None = " ", end: str | None = "\n", file: Any = None, flush: bool = False
     ) -> None:
         run = current_run.get()

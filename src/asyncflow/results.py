@@ -20,7 +20,7 @@ that was made is remembered, and the lines of a batch that go to one file are on
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -70,8 +70,8 @@ class FileResults(ResultStore):
             self._append(root, bytes(of_root))
         return rows
 
-    def read(self, row: RunRow) -> str | None:
-        """As the port says: `MissingResultError` when the file is gone, `StoreError` when it was changed."""
+    async def read(self, row: RunRow, read_file: Callable[[Path], Awaitable[bytes]]) -> str | None:
+        """As the port says."""
         if row.result_file is None:
             return row.result
         cited: dict[str, Any] = orjson.loads(row.result_file)
@@ -80,7 +80,7 @@ class FileResults(ResultStore):
         if inside.is_absolute() or ".." in inside.parts or inside.parts[:1] != (_FOLDER,):
             raise StoreError("reading a result", path, "its row leads out of the folder of results")
         try:
-            data = _read(path)
+            data = await read_file(path)
         except FileNotFoundError:
             raise MissingResultError(_text_id(row.id), f"its file {str(path)!r} is gone") from None
         except OSError as error:
@@ -252,11 +252,6 @@ def _write_all(descriptor: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]
-
-
-def _read(path: Path) -> bytes:
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-        return file.read()
 
 
 def _make_folder(folder: str) -> None:

@@ -14,7 +14,7 @@ __all__ = ["Delay", "Seconds", "delay_after", "exponential_backoff", "seconds_of
 Seconds: TypeAlias = float | timedelta
 """A length of time: seconds, or a `timedelta`."""
 Delay: TypeAlias = Seconds | Sequence[Seconds] | Callable[[int], Seconds]
-"""`retry_delay_seconds`: one length, one per retry (the last one repeats), or a function of the retry's number from 1."""
+"""`retry_delay_seconds`: one length, one per retry (the last repeats), or a function of the retry's number from 1."""
 
 
 def seconds_of(option: str, value: Seconds) -> float:
@@ -42,7 +42,7 @@ def delay_after(attempt: int, delay: Delay, jitter_factor: float, random: Callab
 
 
 def exponential_backoff(first: Seconds = 1, *, factor: float = 2, maximum: Seconds = 3600) -> Callable[[int], float]:
-    """A `retry_delay_seconds` that grows: `first`, `first * factor`, `first * factor**2`, ... up to `maximum` seconds."""
+    """A `retry_delay_seconds` that grows: `first`, `first * factor`, `first * factor**2`, ... up to `maximum`."""
     start, most = seconds_of("first", first), seconds_of("maximum", maximum)
 
     def delay(retry: int) -> float:

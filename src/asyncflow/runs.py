@@ -1,4 +1,4 @@
-"""Records of runs: what a reader of the store, a hook or `asyncflow.runtime` sees. Frozen, and built when somebody looks."""
+"""Records of runs: what a reader of the store or a hook sees. Frozen, and built when somebody looks."""
 
 from __future__ import annotations
 

@@ -6,8 +6,10 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from asyncflow._backend.inline import InlineHost, drive
 from asyncflow._rows import STATE_CODES, TASK, RunRow
-from asyncflow.abc import Ticket
+from asyncflow.abc import ResultStore, Ticket
+from asyncflow.clock import SystemClock
 from asyncflow.ids import new_id
 from asyncflow.states import StateType
 
@@ -24,6 +26,13 @@ def run_row(**columns: Any) -> RunRow:
         tags=None, parameters=None, result="null", result_file=None, error=None, history=None, details=None,
     )  # fmt: skip
     return row._replace(**columns)
+
+
+def read_result(results: ResultStore, row: RunRow) -> str | None:
+    """The text that `results` reads for `row`, where no loop runs."""
+    host = InlineHost(SystemClock())
+    text: str | None = drive(results.read(row, host.read_file))
+    return text
 
 
 class LiveRun:

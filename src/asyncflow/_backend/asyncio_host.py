@@ -13,12 +13,13 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import anyio
 
-from asyncflow._backend.base import BREATH_INTERVAL, RunScope, Signal, breathe
+from asyncflow._backend.base import BREATH_INTERVAL, RunScope, Signal, breathe, open_no_link
 from asyncflow._backend.loop_host import LoopHost
 from asyncflow._backend.thread_context import worker_context
 
@@ -188,6 +189,12 @@ class AsyncioHost(LoopHost):
 
     def signal(self) -> Signal:
         return _Signal(self)
+
+    async def read_file(self, path: Path) -> bytes:
+        import aiofiles  # only for values that are too large for a row
+
+        async with aiofiles.open(path, "rb", opener=open_no_link) as file:
+            return await file.read()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

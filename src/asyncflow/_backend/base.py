@@ -7,19 +7,21 @@ engine coroutine to its end.
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
 from asyncflow._backend.threads import Job, ThreadPool
 from asyncflow.abc import RunStore, Ticket
 
-__all__ = ["BREATH_INTERVAL", "Host", "RunScope", "Signal", "breathe"]
+__all__ = ["BREATH_INTERVAL", "Host", "RunScope", "Signal", "breathe", "open_no_link"]
 
 T = TypeVar("T")
 
@@ -41,6 +43,11 @@ def breathe() -> None:
         time.sleep(_BREATH)  # `select` takes no empty lists there
     else:
         select.select((), (), (), _BREATH)
+
+
+def open_no_link(path: str, flags: int) -> int:
+    """An opener for files of ours: one that was replaced by a link leads elsewhere."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
 
 
 class Signal(ABC):
@@ -178,6 +185,10 @@ class Host(ABC):
         self.post(wake)
 
     # --- running
+
+    @abstractmethod
+    async def read_file(self, path: Path) -> bytes:
+        """The content of a file; a symbolic link is not followed. Raises `OSError`."""
 
     @abstractmethod
     async def run_blocking(self, fn: Callable[[], T]) -> T:

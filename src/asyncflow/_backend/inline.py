@@ -10,10 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
-from asyncflow._backend.base import Host, RunScope, Signal
+from asyncflow._backend.base import Host, RunScope, Signal, open_no_link
 from asyncflow._backend.portal import run_on_portal
 from asyncflow._backend.threads import Job, ThreadPool
 from asyncflow.abc import Clock
@@ -102,6 +103,11 @@ class _Scope(RunScope):
         return self.caught
 
 
+def _read(path: Path) -> bytes:
+    with open(path, "rb", opener=open_no_link) as file:  # Path.open takes no opener
+        return file.read()
+
+
 class InlineHost(Host):
     """The host of one thread that has no loop."""
 
@@ -146,6 +152,9 @@ class InlineHost(Host):
                     raise
                 held_back = exc
         return held_back
+
+    async def read_file(self, path: Path) -> bytes:
+        return _read(path)
 
     async def run_blocking(self, fn: Callable[[], T]) -> T:
         return fn()

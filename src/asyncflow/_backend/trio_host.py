@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from contextvars import Context
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
 import trio
 
-from asyncflow._backend.base import BREATH_INTERVAL, RunScope, Signal, breathe
+from asyncflow._backend.base import BREATH_INTERVAL, RunScope, Signal, breathe, open_no_link
 from asyncflow._backend.loop_host import LoopHost
 from asyncflow._backend.thread_context import worker_context
 
@@ -97,6 +98,10 @@ class TrioHost(LoopHost):
 
     def signal(self) -> Signal:
         return _Signal(self)
+
+    async def read_file(self, path: Path) -> bytes:
+        async with await trio.open_file(path, "rb", opener=open_no_link) as file:
+            return await file.read()
 
     async def sleep(self, seconds: float) -> None:
         await trio.sleep(seconds)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from asyncflow._engine.attempt import attempt
+from functools import partial
+
+from asyncflow._engine.attempt import attempt, reachably
 from asyncflow._engine.endings import crash, ending_of_raised, finish
 from asyncflow._engine.hooks import allows_retry, name_of_run, run_hooks
 from asyncflow._names import slug
@@ -28,22 +30,23 @@ async def execute(run: Run) -> None:
     host, store = run.host, run.services.store
     if host.wants_to_relax():
         await host.relax(store, run.services.settings.queue_limit)
-    if not run.link():
-        raise RunEndedError(run.spec.name, run.parent.display_name if run.parent else "")
+    run.task = host.current_task()
     try:
+        if not run.link():
+            raise RunEndedError(run.spec.name, run.parent.display_name if run.parent else "")
         try:
-            ending = await _attempts(run)
-        except BaseException as error:  # noqa: BLE001  # in a hook or between attempts; or Ctrl-C in the engine
-            ending = ending_of_raised(run, error)
-        finish(run, ending)
-        del ending  # as in `_attempts`
-    finally:
-        # Does something only when the lines above were torn apart themselves.
-        crash(run, "the engine was interrupted")
-        try:
-            await _after(run)
+            try:
+                ending = await _attempts(run)
+            except BaseException as error:  # noqa: BLE001  # in a hook or between attempts; or Ctrl-C in the engine
+                ending = ending_of_raised(run, error)
+            finish(run, ending)
+            del ending  # as in `_attempts`
         finally:
-            run.unlink()
+            # Does something only when the lines above were torn apart themselves.
+            crash(run, "the engine was interrupted")
+            await _after(run)
+    finally:
+        run.unlink()
 
 
 async def _attempts(run: Run) -> Ending:
@@ -58,8 +61,8 @@ async def _attempts(run: Run) -> Ending:
         run.run_count += 1
         run.closing = False
         run.enter(StateType.RUNNING, now, name="Retrying" if run.run_count > 1 else None)
-        if options.on_running:
-            await run_hooks(run, StateType.RUNNING)
+        if options.on_running and (stopped := await reachably(run, partial(run_hooks, run, StateType.RUNNING))):
+            return stopped
         ending = await attempt(run)
         try:
             if ending.type is not StateType.FAILED or run.run_count > options.retries or run.cause is not None:
@@ -72,7 +75,8 @@ async def _attempts(run: Run) -> Ending:
         finally:
             # The exception in it holds the attempt's frames and through them this one: a cycle.
             del ending
-        await run.host.sleep(delay)
+        if stopped := await reachably(run, partial(run.host.sleep, delay)):
+            return stopped
         now = services.clock.now()
 
 
@@ -127,6 +131,7 @@ async def _after(run: Run) -> None:
 
 def _not_durable(run: Run, problem: Exception | None, cause: BaseException | None) -> AsyncflowError:
     seconds = run.services.settings.durability_seconds
+    problem = problem or run.services.store.last_error
     error = DurabilityError(
         run.display_name, run.state(), problem or f"no word from the disk within {seconds:g} seconds"
     )

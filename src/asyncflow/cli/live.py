@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -147,10 +147,11 @@ def listen(view: View) -> None:
     if not root.handlers:
         root.addHandler(_Handler(view))
     for handler in root.handlers:
-        stream: Any = getattr(handler, "stream", None)
-        if isinstance(handler, logging.StreamHandler) and stream in (sys.__stderr__, sys.__stdout__):
-            # Made before the view began: it would write into the middle of the tree.
-            cast("logging.StreamHandler[Any]", handler).setStream(sys.stderr)
+        if isinstance(handler, logging.StreamHandler):
+            writer: Any = handler
+            if writer.stream in (sys.__stderr__, sys.__stdout__):
+                # Made before the view began: it would write into the middle of the tree.
+                writer.setStream(sys.stderr)
 
 
 def _log_line(record: logging.LogRecord, text: str) -> Text:
