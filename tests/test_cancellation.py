@@ -871,6 +871,7 @@ async def test_a_child_that_ignores_cancellation_is_given_up_after_the_grace_tim
         assert isinstance(outcome[0], BaseException)
 
 
+@pytest.mark.xfail(strict=True, reason="each level's drain gives its own left-overs a grace time of their own")
 @asyncio_only
 async def test_the_grace_time_counts_once_however_deep(home: Path) -> None:
     started: list[anyio.Event] = []

@@ -119,7 +119,6 @@ class Terminal:
             self.process = subprocess.Popen(
                 [*COMMAND, *words],
                 cwd=folder,
-                env={"TERM": "xterm-256color", **os.environ},
                 stdin=slave,
                 stdout=out,
                 stderr=slave,
@@ -155,7 +154,10 @@ class Terminal:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)  # rich heeds them
     (tmp_path / "jobs.py").write_text(FLOWS)
     return tmp_path
 

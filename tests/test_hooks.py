@@ -276,12 +276,15 @@ async def test_hooks_of_a_cancelled_run_get_their_time() -> None:
         await anyio.sleep(0.01)
         seen.append(state.name)
 
-    @flow(on_cancellation=[hook])
-    async def main() -> None:
-        await anyio.sleep(60)
+    with anyio.CancelScope() as scope:
 
-    with anyio.move_on_after(0.01):
+        @flow(on_cancellation=[hook])
+        async def main() -> None:
+            scope.cancel()
+            await anyio.sleep_forever()
+
         await main()
+    assert scope.cancelled_caught
     assert seen == ["Cancelled"]
 
 

@@ -1,6 +1,7 @@
 """The rows, by what they are about. Importing this package fills the registry."""
 
-# isort: off  # this is the order of the table
+# isort: off
+# This is the order of the table.
 from benchmarks.rows import loops
 from benchmarks.rows import threads
 from benchmarks.rows import latency

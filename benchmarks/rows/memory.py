@@ -8,7 +8,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
-from asyncflow import Runtime
+from asyncflow import Runtime, flow
 from asyncflow.runtime import HOME
 from benchmarks import bodies
 from benchmarks.registry import Sample, Scale, row
@@ -54,7 +54,7 @@ async def unwritten(scale: Scale) -> Sample:
         tracemalloc.stop()
         blocker.execute("ROLLBACK")
 
-    await bodies.flow(measured)()
+    await flow(measured)()
     blocker.close()
     return Sample(size / count)
 
@@ -73,7 +73,7 @@ async def disk(scale: Scale) -> Sample:
     services: Any = HOME.in_force()
     home = services.settings.home.parent / "disk"
     async with Runtime(home):
-        await bodies.flow(bodies.empty)()
+        await bodies.outermost()
     before = disk_of(home)
     async with Runtime(home):
         await bodies.tasks_in_sequence(count)

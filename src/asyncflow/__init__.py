@@ -1,6 +1,7 @@
 """Flows and tasks for asyncio and trio: tracked, retried, recorded units of work inside the loop you already have."""
 
 from asyncflow import exceptions, runtime, states
+from asyncflow._engine.checkpoints import checkpoint
 from asyncflow._engine.streams import Stream
 from asyncflow._engine.sync_streams import SyncStream
 from asyncflow.client import Client, get_client
@@ -28,6 +29,7 @@ __all__ = [
     "Task",
     "TaskRun",
     "__version__",
+    "checkpoint",
     "detached",
     "exceptions",
     "exponential_backoff",

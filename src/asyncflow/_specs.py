@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypedDict, cast
@@ -106,14 +106,13 @@ class Options:
         for name, check in _CHECKS.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
 
-    def changed(self, given: Mapping[str, Any]) -> Options:
+    def changed(self, kind: Kind, given: Mapping[str, Any]) -> Options:
         """A copy with the options `given` by a decorator or `with_options`; what is not named stays as it is."""
-        values = {_RENAMED.get(name, name): value for name, value in given.items()}
-        unknown = values.keys() - _NAMES
+        unknown = given.keys() - _GIVEN[kind]
         if unknown:
             # The words of Python itself for a keyword that a function does not have.
-            raise TypeError(f"got an unexpected option {sorted(unknown)[0]!r}")
-        return replace(self, **values)
+            raise TypeError(f"@{kind.value} got an unexpected option {sorted(unknown)[0]!r}")
+        return replace(self, **{_RENAMED.get(name, name): value for name, value in given.items()})
 
     def hooks_for(self, type_: StateType) -> tuple[Hook, ...]:
         """The hooks that run when a run gets to a state of this type."""
@@ -121,7 +120,7 @@ class Options:
         return getattr(self, name) if name else ()
 
 
-_NAMES = frozenset(each.name for each in fields(Options))
+_GIVEN = {Kind.FLOW: FlowOptions.__optional_keys__, Kind.TASK: TaskOptions.__optional_keys__}
 _RENAMED = {"flow_run_name": "run_name", "task_run_name": "run_name"}
 _HOOKS = {
     StateType.RUNNING: "on_running",
@@ -271,9 +270,11 @@ def _module_of(fn: Callable[..., Any]) -> str:
 
 
 def _colour_of(fn: Callable[..., Any]) -> Colour:
+    while isinstance(fn, partial):  # it may hold an object that is called
+        fn = fn.func
     called: Any = fn
     kind: Any = type(fn)
-    if not (inspect.isroutine(fn) or inspect.isclass(fn) or kind is partial):
+    if not (inspect.isroutine(fn) or inspect.isclass(fn)):
         called = kind.__call__
     if inspect.isasyncgenfunction(called):
         return Colour.ASYNC_GENERATOR

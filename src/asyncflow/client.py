@@ -195,7 +195,8 @@ class Client:
     async def _services(self) -> Services:
         if self._runtime is not None:
             return await self._host().run_blocking(self._runtime.open)
-        return HOME.in_force() or await self._host().run_blocking(HOME.open_default)
+        in_force = HOME.in_force()
+        return in_force if in_force is not None else await self._host().run_blocking(HOME.open_default)
 
     def _host(self) -> Host:
         return host_here(self._clock)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from types import MethodType
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
@@ -76,7 +76,10 @@ class Declaration(Generic[P, R_co]):
         if self._spec.colour is Colour.ASYNC and mark is not None:
             mark(self)  # for frameworks that ask what they are given (CPython 3.12)
         # Name, docstring, annotations and signature are the function's: for people and for tools.
+        self.__name__ = self._spec.binder.name  # partials and callables have none of their own
         update_wrapper(self, _function_of(fn), updated=())
+        if isinstance(fn, partial):
+            self.__doc__ = fn.func.__doc__
 
     @property
     def fn(self) -> Callable[P, R_co]:
@@ -106,7 +109,7 @@ class Declaration(Generic[P, R_co]):
     ) -> Coroutine[Any, Any, State[T]]: ...
     @overload
     def __call__(self: Declaration[..., T], *args: Any, return_state: Literal[True], **kwargs: Any) -> State[T]: ...
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run it, like the function: gives the value (sync) or a coroutine (async), or a stream of a generator's items.
 
         With `return_state=True`: its final `State`, whatever the run did.
@@ -127,7 +130,7 @@ class Declaration(Generic[P, R_co]):
     ) -> State[T]: ...
     @overload
     async def acall(self: Declaration[..., T], *args: Any, return_state: Literal[True], **kwargs: Any) -> State[T]: ...
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+    async def acall(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run it from async code, whatever its colour: a sync body runs in a worker thread."""
         return_state = bool(kwargs.pop("return_state", False))
         arguments = self._spec.binder.bind(*args, **kwargs)
@@ -137,7 +140,9 @@ class Declaration(Generic[P, R_co]):
             )
         return await call_async(HOME, self, self._spec, arguments, return_state)
 
-    def stream(self: Declaration[P, AsyncIterator[Y] | Iterator[Y]], *args: P.args, **kwargs: P.kwargs) -> Stream[Y]:
+    def stream(
+        self: Declaration[P, AsyncIterator[Y] | Iterator[Y]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Stream[Y]:
         """The items of a generator, of either colour, as its body makes them.
 
         `async with f.stream(...) as items:` returns after the body's `finally`; `async for item in
@@ -150,7 +155,7 @@ class Declaration(Generic[P, R_co]):
 
     def _with_options(self, changes: dict[str, Any]) -> Self:
         changed = copy(self)
-        changed._declare(self._fn, self._spec.options.changed(changes), self._namespace)
+        changed._declare(self._fn, self._spec.options.changed(self._kind, changes), self._namespace)
         method = getattr(self._spec.fn, "__self__", None)
         return changed._bound_to(method) if self._spec.is_bound else changed
 

@@ -26,7 +26,7 @@ class Flow(Declaration[P, R_co]):
     _kind = Kind.FLOW
 
     def __init__(self, fn: Callable[P, R_co], /, **options: Unpack[FlowOptions]) -> None:
-        super().__init__(fn, Options().changed(options), _names_around())
+        super().__init__(fn, Options().changed(Kind.FLOW, options), _names_around())
 
     def with_options(self, **options: Unpack[FlowOptions]) -> Self:
         """A copy with other options; what is not named stays as it is."""

@@ -24,7 +24,7 @@ class Task(Declaration[P, R_co]):
     _kind = Kind.TASK
 
     def __init__(self, fn: Callable[P, R_co], /, **options: Unpack[TaskOptions]) -> None:
-        super().__init__(fn, Options().changed(options))
+        super().__init__(fn, Options().changed(Kind.TASK, options))
 
     def with_options(self, **options: Unpack[TaskOptions]) -> Self:
         """A copy with other options; what is not named stays as it is."""

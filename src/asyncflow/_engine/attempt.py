@@ -46,7 +46,7 @@ async def attempt(run: Run) -> Ending:
 
 
 async def reachably(run: Run, wait: Callable[[], Awaitable[None]]) -> Ending | None:
-    """Await something beside the attempts (a hook, a delay); gives an ending when the tree cancelled the run meanwhile."""
+    """Await something beside the attempts: a hook, a delay. Gives an ending when the tree cancelled it meanwhile."""
     if run.cause is None:
         if _needs_scope(run):
             with run.host.scope(None) as scope:

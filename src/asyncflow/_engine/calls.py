@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from asyncflow._backend.detect import host_here, loop_is_running_here
 from asyncflow._backend.inline import drive
+from asyncflow._engine.checkpoints import check_deadlines
 from asyncflow._engine.execution import execute
 from asyncflow._run import Run
 from asyncflow._services import Services
@@ -62,7 +63,7 @@ async def open_run(home: Home, owner: object, spec: Spec, arguments: dict[str, A
     """A run for a call made here: child of `parent` or of the current run, or an outermost one."""
     parent = parent or current_run.get()
     if parent is not None:
-        _check_deadlines(parent)
+        check_deadlines(parent)  # a call of ours is one of the places where a sync body can be stopped
         services = parent.services
         host = parent.host if parent.host.here() else host_here(services.clock)
     else:
@@ -74,14 +75,6 @@ async def open_run(home: Home, owner: object, spec: Spec, arguments: dict[str, A
 
 async def _open_default(home: Home) -> Services:
     return await host_here(_CLOCK).run_blocking(home.open_default)
-
-
-def _check_deadlines(run: Run | None) -> None:
-    """Stop a sync body at a call of ours when a deadline above it has passed: nothing else can."""
-    while run is not None and run.host.is_inline and run.host.here():
-        if run.scope is not None:
-            run.scope.check()
-        run = run.parent
 
 
 def deliver(run: Run, return_state: bool) -> Any:
@@ -106,5 +99,6 @@ def _always_passes(run: Run, error: BaseException) -> bool:
     if isinstance(error, Exception):
         return isinstance(error, DurabilityError) and getattr(error.state, "id", None) == run.state().id
     if isinstance(error, BaseExceptionGroup):  # a task group or nursery wraps what ends the program
-        return run.host.is_cancellation(error) or error.subgroup((KeyboardInterrupt, SystemExit)) is not None
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return run.host.is_cancellation(group) or group.subgroup((KeyboardInterrupt, SystemExit)) is not None
     return run.host.is_cancellation(error) or isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)

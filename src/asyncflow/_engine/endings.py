@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from asyncflow._backend.base import RunScope
+from asyncflow._backend.inline import InlineCancelled
 from asyncflow._rules import Ending, ending_of_error
 from asyncflow._run import Cause, Run
 from asyncflow.error_records import encode_error, error_summary
@@ -23,6 +24,9 @@ def ending_of_raised(run: Run, error: BaseException) -> Ending:
     """The ending of a body (or of the engine's own waiting for it) that raised."""
     if run.host.is_cancellation(error):
         return Ending(type=StateType.CANCELLED, message=_why_cancelled(run), error=error)
+    if isinstance(error, InlineCancelled):  # a body in a worker thread stopped at a checkpoint
+        message = _why_cancelled(run)
+        return Ending(type=StateType.CANCELLED, message=message, error=RunCancelledError(message))
     return ending_of_error(error)
 
 

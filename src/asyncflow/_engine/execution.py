@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from asyncflow._engine.attempt import attempt, reachably
-from asyncflow._engine.endings import crash, ending_of_raised, finish
+from asyncflow._engine.endings import crash, ending_of_cause, ending_of_raised, finish
 from asyncflow._engine.hooks import allows_retry, name_of_run, run_hooks
 from asyncflow._names import slug
 from asyncflow._rules import Ending, ending_of_error
@@ -63,6 +63,8 @@ async def _attempts(run: Run) -> Ending:
         run.enter(StateType.RUNNING, now, name="Retrying" if run.run_count > 1 else None)
         if options.on_running and (stopped := await reachably(run, partial(run_hooks, run, StateType.RUNNING))):
             return stopped
+        if run.cause is not None:  # a stream that was closed before there was a scope to cancel
+            return ending_of_cause(run.cause)
         ending = await attempt(run)
         try:
             if ending.type is not StateType.FAILED or run.run_count > options.retries or run.cause is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextvars import copy_context
 from functools import partial
+from inspect import GEN_RUNNING, getgeneratorstate
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
@@ -22,12 +23,14 @@ from asyncflow._engine.execution import execute
 from asyncflow._run import Cause, Run
 from asyncflow._specs import Colour, Spec
 from asyncflow.context import current_run
+from asyncflow.exceptions import RunCancelledError
 from asyncflow.states import State
 
 __all__ = ["CLOSED", "Stream", "open_stream", "refuse_return_state", "thrown"]
 
 Y_co = TypeVar("Y_co", covariant=True)
 CLOSED = Cause("closed by its consumer")
+_GIVEN_UP = Cause("cancelled by its caller")
 
 
 def open_stream(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], return_state: bool) -> Stream[Any]:
@@ -76,12 +79,15 @@ class _Channel:
         if self.busy:
             raise RuntimeError("this stream is already waiting for its next item in another task")
         if self.done:
-            raise StopAsyncIteration
+            self._raise_end()  # it may have ended, by its deadline, while nobody waited
         self.busy = True
         try:
             await self._request(value)
+        except GeneratorExit:
+            self.stop(_GIVEN_UP)
+            raise  # the consumer's coroutine is being closed: it must not wait for anything
         except BaseException:
-            await self._give_up()
+            await self._give_up(_GIVEN_UP)
             raise
         finally:
             self.busy = False
@@ -104,20 +110,21 @@ class _Channel:
             self._asked.set()
         await self._answered.wait()
 
-    async def _give_up(self) -> None:
+    async def _give_up(self, cause: Cause) -> None:
         """The consumer was cancelled while it waited: so is the body, and its `finally` is waited for."""
         run = self.run
         if run is not None and not self.done:
-            self.stop(Cause("cancelled by its caller"))
+            self.stop(cause)
             await self._host.settle(self._finished, run.services.settings.grace_seconds)
 
     def _raise_end(self) -> NoReturn:
+        """Raise what the run ended with, once; for one that its consumer closed, only what its clean-up raised."""
         failure, self.failure = self.failure, None
         if failure is not None:
             raise failure
-        assert self.run is not None
-        if self.run.error is not None:
-            deliver(self.run, False)
+        run = self.run
+        if run is not None and run.error is not None and (run.cause is not CLOSED or _is_own(run, run.error)):
+            deliver(run, False)
         raise StopAsyncIteration
 
     async def close(self) -> None:
@@ -126,7 +133,15 @@ class _Channel:
             self.done = True
         elif not self.done:
             self.stop()
-            await self._finished.wait()
+            try:
+                await self._finished.wait()
+            except GeneratorExit:
+                raise
+            except BaseException:
+                await self._give_up(CLOSED)
+                raise
+            if self.run.error is not None and _is_own(self.run, self.run.error):
+                deliver(self.run, False)
 
     # both sides
 
@@ -185,6 +200,11 @@ class _Channel:
         return value
 
 
+def _is_own(run: Run, error: BaseException) -> bool:
+    """Whether a stream's error is the body's, not the cancellation that stopped it."""
+    return not (run.host.is_cancellation(error) or isinstance(error, RunCancelledError))
+
+
 class _AsyncItems:
     """The items of an async generator."""
 
@@ -216,11 +236,18 @@ class _ThreadItems:
         self._context = copy_context()
 
     async def send(self, value: Any) -> Any:
-        return await self._call(partial(_next, self._generator, value))
+        try:
+            return await self._call(partial(_next, self._generator, value))
+        except BaseException as error:
+            if self._run.host.is_cancellation(error):
+                await self.stop(error)  # in its own context and off the loop, not where it is collected
+            raise
 
     async def stop(self, error: BaseException) -> None:  # a sync body is told by GeneratorExit
         async def close() -> None:
-            await self._call(self._generator.close)
+            # One whose thread has not come back by the grace time cannot be closed.
+            if getgeneratorstate(self._generator) != GEN_RUNNING:
+                await self._call(self._generator.close)
 
         await self._run.host.protect(close, self._run.services.settings.grace_seconds)
 

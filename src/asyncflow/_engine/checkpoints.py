@@ -1,0 +1,33 @@
+"""Checkpoints: how a sync body learns that it is to stop, because Python cannot stop a thread."""
+
+from __future__ import annotations
+
+from asyncflow._backend.inline import InlineCancelled
+from asyncflow._run import Run
+from asyncflow.context import current_run
+from asyncflow.states import StateType
+
+__all__ = ["check_deadlines", "checkpoint"]
+
+
+def checkpoint() -> None:
+    """Stop here if the run, or any run above it, was cancelled or is past its deadline.
+
+    For sync bodies: call it now and then in a long loop. It raises what the thread's own host
+    raises for a cancellation, a `BaseException`, so that `finally` blocks run and `except
+    Exception` does not hold it. Where nothing is to stop, and outside of runs, it does nothing.
+    """
+    run = current_run.get()
+    check_deadlines(run)
+    while run is not None:
+        if run.cause is not None or run.status.type is StateType.CANCELLING:
+            raise InlineCancelled
+        run = run.parent
+
+
+def check_deadlines(run: Run | None) -> None:
+    """Raise where a deadline of this thread's runs has passed: no loop is there to tell them."""
+    while run is not None and run.host.is_inline and run.host.here():
+        if run.scope is not None:
+            run.scope.check()
+        run = run.parent

@@ -1,0 +1,328 @@
+"""Worker threads for sync bodies: how many, in which order, in which context, and that none outlives its use."""
+
+from __future__ import annotations
+
+import contextvars
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.from_thread
+import pytest
+
+from asyncflow import Runtime, flow, get_client, runtime, task
+from asyncflow._backend import threads
+from asyncflow._backend.threads import Job, ThreadPool
+from tests.conftest import RunPython
+
+LONG = 30.0
+variable = contextvars.ContextVar("variable", default="default")
+
+
+class Gate:
+    """Jobs that tell when they run and wait to be let go."""
+
+    def __init__(self, pool: ThreadPool) -> None:
+        self.pool = pool
+        self.go = threading.Semaphore(0)
+        self.began = threading.Semaphore(0)
+        self.ended = threading.Semaphore(0)
+        self.order: list[object] = []
+        self.names: list[str] = []
+
+    def start(self, name: object) -> Job:
+        def body() -> object:
+            self.order.append(name)
+            self.names.append(threading.current_thread().name)
+            self.began.release()
+            assert self.go.acquire(timeout=LONG)
+            return name
+
+        job = Job(copy_context(), body, self.ended.release)
+        self.pool.start(job)
+        return job
+
+    def wait(self, which: threading.Semaphore, count: int) -> None:
+        for _ in range(count):
+            assert which.acquire(timeout=10)
+
+    def finish(self, count: int) -> None:
+        for _ in range(count):
+            self.go.release()
+        self.wait(self.ended, count)
+
+
+def test_jobs_beyond_the_limit_wait_their_turn() -> None:
+    gate = Gate(ThreadPool(2))
+    jobs = [gate.start(number) for number in range(6)]
+    gate.wait(gate.began, 2)
+    assert gate.pool.busy == 2
+    assert [job.started for job in jobs] == [True, True, False, False, False, False]
+    gate.finish(6)
+    assert sorted(gate.order[:2]) == [0, 1]  # type: ignore[type-var]
+    assert sorted(gate.order[2:4]) == [2, 3]  # type: ignore[type-var]
+    assert [job.value for job in jobs] == list(range(6))
+    assert len(set(gate.names)) == 2
+
+
+def test_first_come_first_served() -> None:
+    gate = Gate(ThreadPool(1))
+    for number in range(20):
+        gate.start(number)
+    gate.finish(20)
+    assert gate.order == list(range(20))
+
+
+def test_a_thread_is_used_again() -> None:
+    gate = Gate(ThreadPool(4))
+    for number in range(5):
+        gate.start(number)
+        gate.finish(1)
+        while gate.pool.busy:
+            time.sleep(0.0005)
+    assert len(set(gate.names)) == 1
+
+
+def test_a_job_that_has_not_begun_can_be_taken_back() -> None:
+    gate = Gate(ThreadPool(1))
+    first, second, third = (gate.start(number) for number in range(3))
+    gate.wait(gate.began, 1)
+    assert gate.pool.discard(second)
+    assert not gate.pool.discard(first)
+    gate.finish(2)
+    assert gate.order == [0, 2]
+    assert third.ended
+    assert not second.ended
+    assert not gate.pool.discard(third)
+
+
+def test_idle_threads_retire(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_IDLE_SECONDS", 0.02)
+    gate = Gate(ThreadPool(3))
+    for number in range(3):
+        gate.start(number)
+    gate.finish(3)
+    workers = [each for each in threading.enumerate() if each.name in gate.names]
+    for worker in workers:
+        worker.join(10)
+        assert not worker.is_alive()
+    assert gate.pool.busy == 0
+    gate.start("again")
+    gate.finish(1)
+    assert gate.order[-1] == "again"
+
+
+def test_jobs_that_come_while_threads_retire_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_IDLE_SECONDS", 0.0005)
+    pool = ThreadPool(2)
+    ended = threading.Semaphore(0)
+    for number in range(300):
+        pool.start(Job(copy_context(), int, ended.release))
+        if number % 3:
+            time.sleep(0.0005)
+    for _ in range(300):
+        assert ended.acquire(timeout=10)
+
+
+@pytest.mark.parametrize("error", [LookupError("x"), StopIteration(1), StopAsyncIteration(), SystemExit(3), KeyboardInterrupt()])
+def test_whatever_a_job_raises_is_kept(error: BaseException) -> None:
+    pool, ended = ThreadPool(1), threading.Event()
+
+    def body() -> None:
+        raise error
+
+    job = Job(copy_context(), body, ended.set)
+    pool.start(job)
+    assert ended.wait(10)
+    assert job.error is error
+    ended.clear()
+    pool.start(Job(copy_context(), int, ended.set))
+    assert ended.wait(10)
+
+
+def test_an_idle_thread_keeps_nothing_alive() -> None:
+    class Thing:
+        pass
+
+    pool, ended = ThreadPool(1), threading.Event()
+    thing = Thing()
+    reference = weakref.ref(thing)
+
+    def use(given: Thing) -> Callable[[], None]:
+        return lambda: print(given)
+
+    context = contextvars.Context()
+    job = Job(context, use(thing), ended.set)
+    pool.start(job)
+    assert ended.wait(10)
+    while pool.busy:
+        time.sleep(0.0005)
+    del thing, job, context
+    gc.collect()
+    assert reference() is None
+
+
+# --- through acall -----------------------------------------------------------------------------
+
+
+async def test_a_thousand_calls_in_four_threads(home: Path) -> None:
+    lock = threading.Lock()
+    now = most = 0
+    names: set[str] = set()
+
+    @task
+    def square(number: int) -> int:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+            names.add(threading.current_thread().name)
+        time.sleep(0.0001)
+        with lock:
+            now -= 1
+        return number * number
+
+    results: dict[int, int] = {}
+
+    async def call(number: int) -> None:
+        results[number] = await square.acall(number)
+
+    @flow
+    async def many() -> None:
+        async with anyio.create_task_group() as group:
+            for number in range(1000):
+                group.start_soon(call, number)
+
+    async with Runtime(home, max_threads=4):
+        await many()
+        assert results == {number: number * number for number in range(1000)}
+        assert most <= 4
+        assert len(names) <= 4
+        found = await get_client().read_task_runs(limit=2000)
+        assert len(found) == 1000
+        assert {each.state.name for each in found} == {"Completed"}
+
+
+async def test_context_variables_are_copied_in_and_do_not_come_back() -> None:
+    @task
+    def body() -> str:
+        before = variable.get()
+        variable.set("thread")
+        return before
+
+    variable.set("caller")
+    assert await body.acall() == "caller"
+    assert variable.get() == "caller"
+
+
+async def test_a_body_in_a_thread_is_in_its_run_and_can_call_tasks() -> None:
+    @task
+    def inner() -> str:
+        return threading.current_thread().name
+
+    @task
+    def body() -> tuple[str, str, Any]:
+        return threading.current_thread().name, inner(), runtime.task_run.name
+
+    own, called, name = await body.acall()
+    assert own == called
+    assert own.startswith("asyncflow-worker")
+    found = {each.task_name: each for each in await get_client().read_task_runs()}
+    assert found["body"].name == name
+    assert found["inner"].parent_task_run_id == found["body"].id
+
+
+async def test_a_thread_reaches_the_loop() -> None:
+    @task
+    async def on_the_loop() -> int:
+        return threading.get_ident()
+
+    @task
+    def body() -> int:
+        return anyio.from_thread.run(on_the_loop)
+
+    assert await body.acall() == threading.get_ident()
+
+
+@pytest.mark.parametrize("error", [LookupError("x"), SystemExit(3)])
+async def test_exceptions_come_back_as_they_are(error: BaseException) -> None:
+    @task
+    def body() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        await body.acall()
+    assert caught.value is error
+
+
+async def test_stop_iteration_comes_back() -> None:
+    @task
+    def body() -> None:
+        raise StopIteration(3)
+
+    # A coroutine cannot raise it: Python itself makes a RuntimeError of it.
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await body.acall()
+    state = (await get_client().read_task_runs())[0].state
+    assert state.is_failed()
+    assert "StopIteration" in (state.message or "")
+
+
+async def test_a_call_cancelled_before_a_thread_is_free_never_runs(home: Path) -> None:
+    release, begun = threading.Event(), threading.Event()
+    ran: list[int] = []
+
+    @task
+    def blocking() -> None:
+        begun.set()
+        release.wait(LONG)
+
+    @task
+    def later() -> None:
+        ran.append(1)
+
+    async with Runtime(home, max_threads=1):
+        async with anyio.create_task_group() as group:
+            group.start_soon(blocking.acall)
+            while not begun.is_set():
+                await anyio.sleep(0.001)
+            async with anyio.create_task_group() as inner:
+                inner.start_soon(later.acall)
+                await anyio.wait_all_tasks_blocked()
+                inner.cancel_scope.cancel()
+            release.set()
+        assert ran == []
+        names = {each.task_name: each.state.name for each in await get_client().read_task_runs()}
+        assert names == {"blocking": "Completed", "later": "Cancelled"}
+
+
+STUCK = """
+import sys, threading, time, anyio
+from asyncflow import Runtime, task
+
+@task(timeout_seconds=0.05)
+def stuck():
+    threading.Event().wait(60)
+
+async def main():
+    async with Runtime(grace_seconds=0.05):
+        try:
+            await stuck.acall()
+        except TimeoutError:
+            print("left")
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_stuck_thread_does_not_keep_the_process(run_python: RunPython, backend: str) -> None:
+    began = time.monotonic()
+    assert run_python(STUCK, backend).stdout == "left\n"
+    assert time.monotonic() - began < 20
