@@ -842,20 +842,20 @@ async def test_a_call_that_does_not_match_the_signature_is_a_type_error_before_a
     async def main(a: int, *, b: int) -> None: ...
 
     with pytest.raises(TypeError, match=r"main\(\) missing 1 required positional argument: 'a'"):
-        main(b=1)  # type: ignore[call-arg]
+        main(b=1)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="unexpected keyword argument 'c'"):
-        main(1, b=2, c=3, return_state=True)
+        await main(1, b=2, c=3, return_state=True)
     with pytest.raises(TypeError, match="takes 1 positional argument but 2"):
-        await main.acall(1, 2, b=3)  # type: ignore[misc]
+        await main.acall(1, 2, b=3)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="missing 1 required"):
-        add()  # type: ignore[call-arg]
+        add()  # type: ignore[call-overload]
     assert await get_client().read_flow_runs() == []
     assert await get_client().read_task_runs() == []
 
 
 def test_a_sync_call_that_does_not_match_the_signature_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="double"):
-        double()  # type: ignore[call-arg]
+        double()  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="double"):
         double(1, 2, return_state=True)
 
@@ -877,4 +877,4 @@ async def test_a_task_takes_what_it_is_given() -> None:
         return client, number
 
     client = Client()
-    assert await uses(client, "3") == (client, "3")  # type: ignore[arg-type]
+    assert await uses(client, "3") == (client, "3")  # type: ignore[call-overload]

@@ -367,3 +367,46 @@ def test_without_the_extra_it_says_what_to_install(asyncflow: CommandLine, missi
     )
     assert done.returncode == 2
     assert done.stderr == 'asyncflow: the command line needs the extra "cli": pip install "asyncflow[cli]"\n'
+
+
+DEAF = """
+import sys
+import anyio
+from asyncflow import flow, task
+
+@task
+async def deaf() -> None:
+    while True:
+        try:
+            sys.stderr.write("ready\\n")
+            await anyio.sleep(1000)
+        except anyio.get_cancelled_exc_class():
+            pass
+
+@flow
+async def patient() -> None:
+    await deaf()
+"""
+
+
+@pytest.mark.parametrize("interrupts", [1, 3])
+def test_run_that_ignores_its_cancellation_cannot_keep_the_process(asyncflow: CommandLine, interrupts: int) -> None:
+    (asyncflow.folder / "deaf.py").write_text(DEAF)
+    process = subprocess.Popen(
+        [*COMMAND, "run", "deaf.py"],
+        cwd=asyncflow.folder,
+        env={**os.environ, "ASYNCFLOW_GRACE_SECONDS": "0.5", "ASYNCFLOW_DURABILITY_SECONDS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stderr is not None
+    for _ in range(interrupts):
+        for line in process.stderr:
+            if line == "ready\n":
+                break
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, ""), err
+    assert {run["state"]["type"] for run in [*asyncflow.runs(), *asyncflow.runs("--tasks")]} <= {"CRASHED", "CANCELLED"}

@@ -9,6 +9,7 @@ import re
 import select
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import COMMAND
+COMMAND = (sys.executable, "-W", "error", "-m", "asyncflow")  # debug mode would tell of a slow machine
 
 FLOWS = """
 import logging, os, sys
@@ -119,6 +120,7 @@ class Terminal:
             self.process = subprocess.Popen(
                 [*COMMAND, *words],
                 cwd=folder,
+                env=dict(os.environ),  # not as the process has it: readline puts LINES there behind Python's back
                 stdin=slave,
                 stdout=out,
                 stderr=slave,

@@ -33,18 +33,42 @@ class Rows:
         return self._append(kind, function, state, stand_in or parent, name, message, run_count)
 
     def _append(
-        self, kind: int, function: str, state: StateType, parent: bytes | None, name: str | None, message: str | None,
+        self,
+        kind: int,
+        function: str,
+        state: StateType,
+        parent: bytes | None,
+        name: str | None,
+        message: str | None,
         run_count: int,
-    ) -> bytes:  # fmt: skip
+    ) -> bytes:
         run_id = (len(self.rows) + 1).to_bytes(16)
         started = 1_000_000
         self.rows.append(
             RunRow(
-                id=run_id, kind=kind, parent_id=parent, flow_run_id=None, function=function, key=function, name=name,
-                state=STATE_CODES[state], state_name=None, message=message, created=started, started=started,
-                ended=started + 500_000 if state.is_final else None, run_count=run_count, seq=3, tags=None,
-                parameters=None, result=None, result_file=None, error=None, history=None, details=None,
-            )  # fmt: skip
+                id=run_id,
+                kind=kind,
+                parent_id=parent,
+                flow_run_id=None,
+                function=function,
+                key=function,
+                name=name,
+                state=STATE_CODES[state],
+                state_name=None,
+                message=message,
+                created=started,
+                started=started,
+                ended=started + 500_000 if state.is_final else None,
+                run_count=run_count,
+                seq=3,
+                tags=None,
+                parameters=None,
+                result=None,
+                result_file=None,
+                error=None,
+                history=None,
+                details=None,
+            )
         )
         return run_id
 

@@ -102,7 +102,7 @@ def test_sync_methods_without_a_loop() -> None:
 
 async def test_class_methods_and_static_methods_in_either_order() -> None:
     assert await Corner.kind(1) == await Corner("x").kind(1) == "Corner 1"
-    assert await Corner.kind_too(1) == await Corner("x").kind_too(1) == "Corner 1"  # type: ignore[call-overload]
+    assert await Corner.kind_too(1) == await Corner("x").kind_too(1) == "Corner 1"
     assert await Shop.add(1) == await Shop("x").add(1, b=1) == 2
     assert await Shop.add_too(1) == await Shop("x").add_too(1, b=1) == 2
     assert await Corner.kind.acall(1) == "Corner 1"
@@ -143,7 +143,7 @@ async def test_callables_work_in_either_colour() -> None:
 
     add, add_async = task(Adder(2)), flow(AsyncAdder(3))
     assert await add.acall(1) == 3
-    assert await add_async(1) == 4  # type: ignore[misc]
+    assert await add_async(1) == 4
     assert (await newest()).flow_name == "AsyncAdder"
     assert (await newest_task()).task_name == "Adder"
 
@@ -208,14 +208,13 @@ def test_a_declaration_looks_like_its_function() -> None:
         return True
 
     assert (load_data.__name__, load_data.__doc__) == ("load_data", "Load it.")
-    assert load_data.__qualname__.endswith("load_data")
+    assert getattr(load_data, "__qualname__", "").endswith("load_data")
     assert load_data.__module__ == __name__
     assert list(inspect.signature(load_data).parameters) == ["a", "b"]
     assert load_data.__wrapped__ is load_data.fn  # type: ignore[attr-defined]
     assert (load_data.name, load_data.version, load_data.description) == ("load-data", "3", "Load it.")
     assert repr(load_data) == "<flow 'load-data'>"
-    assert isinstance(load_data, Flow)
-    assert not isinstance(load_data, Task)
+    assert type(load_data) is Flow
 
 
 async def test_the_undecorated_function_records_nothing() -> None:
@@ -282,8 +281,14 @@ def test_an_option_that_does_not_exist_is_a_type_error(declare: Any) -> None:
 
 @pytest.mark.parametrize(
     ("declare", "option"),
-    [(flow, {"tags": ["x"]}), (flow, {"task_run_name": "x"}), (task, {"flow_run_name": "x"}), (task, {"run_name": "x"})]
-    + [(task, {"validate_parameters": False}), (flow, {"run_name": "x"})],
+    [
+        (flow, {"tags": ["x"]}),
+        (flow, {"task_run_name": "x"}),
+        (flow, {"run_name": "x"}),
+        (task, {"flow_run_name": "x"}),
+        (task, {"run_name": "x"}),
+        (task, {"validate_parameters": False}),
+    ],
 )
 def test_an_option_of_the_other_kind_is_a_type_error(declare: Any, option: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match=f"unexpected option {next(iter(option))!r}"):
@@ -307,7 +312,7 @@ def test_an_option_with_a_bad_value_is_refused_at_declaration(option: dict[str, 
     (name,) = option
     for declare in (flow, task):
         with pytest.raises(OptionError, match=f"{name}={option[name]!r}: expected"):
-            declare(**option)(lambda: None)  # type: ignore[operator]
+            declare(**option)(lambda: None)
 
 
 @pytest.mark.parametrize("value", [3, "text", [1]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
@@ -56,10 +57,8 @@ async def test_the_hooks_of_the_state_that_was_reached_run(kind: Any, colour: st
         return end()
 
     declared = kind(name="main", **recorders(seen))(body if colour == "async" else sync_body)
-    try:
+    with contextlib.suppress(SystemExit):
         await declared.acall(return_state=True)
-    except SystemExit:
-        pass
     assert seen == [("on_running", "Running"), expected]
 
 
@@ -127,9 +126,7 @@ async def test_sync_and_async_hooks_run_in_the_order_given() -> None:
 
 
 @pytest.mark.parametrize("colour", ["sync", "async"])
-async def test_a_hook_that_raises_is_logged_and_changes_nothing(
-    colour: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_hook_that_raises_is_logged_and_changes_nothing(colour: str, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[str] = []
 
     def bad(*_: Any) -> None:
@@ -156,7 +153,7 @@ async def test_a_hook_that_raises_is_logged_and_changes_nothing(
 
 
 async def test_a_hook_that_takes_other_arguments_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    @flow(on_completion=[lambda: None])  # type: ignore[list-item]
+    @flow(on_completion=[lambda: None])  # type: ignore[list-item, misc]
     async def main() -> int:
         return 7
 

@@ -58,7 +58,7 @@ async def test_a_template_sees_coerced_values() -> None:
     @flow(flow_run_name="{day:%A}")
     async def load(day: datetime) -> None: ...
 
-    await load("2024-01-01T00:00:00")  # type: ignore[arg-type]
+    await load("2024-01-01T00:00:00")  # type: ignore[call-overload]
     assert (await newest()).name == "Monday"
 
 
@@ -111,7 +111,7 @@ async def test_a_template_that_does_not_fit_fails_the_run_and_says_what_there_is
 
 
 async def test_a_name_that_is_no_text_fails_the_run() -> None:
-    @task(task_run_name=lambda: 3)  # type: ignore[arg-type,return-value]
+    @task(task_run_name=lambda: 3)  # type: ignore[arg-type]
     async def part() -> None: ...
 
     with pytest.raises(OptionError, match="task_run_name=3: expected a function that returns text"):
@@ -140,9 +140,9 @@ async def test_names_with_odd_characters_come_back_as_they_were() -> None:
 
     for text in ("ü ☃ 𝄞", "a'b\"c;--", "{x}", ""):
         await main(text)
-        if text:
-            assert (await newest()).name == text
-            assert len(await get_client().read_flow_runs(name=text)) == 1
+        name = (await newest()).name
+        assert name == text or (not text and "-" in name)
+        assert len(await get_client().read_flow_runs(name=name)) == 1
 
 
 # --- tags ----------------------------------------------------------------------------------------
@@ -436,7 +436,10 @@ def test_the_programs_logging_is_left_alone(run_python: RunPython) -> None:
         """
 import logging
 root, names = logging.getLogger(), set(logging.root.manager.loggerDict)
-before = (root.level, list(root.handlers), logging.lastResort, logging.getLoggerClass(), logging.raiseExceptions)
+def about_all():
+    return root.level, list(root.handlers), logging.lastResort, logging.getLoggerClass(), logging.raiseExceptions
+
+before = about_all()
 from asyncflow import flow, task, get_run_logger
 
 @task(log_prints=True)
@@ -450,7 +453,7 @@ def main():
     get_run_logger().warning("loud")
 
 main()
-assert before == (root.level, list(root.handlers), logging.lastResort, logging.getLoggerClass(), logging.raiseExceptions)
+assert before == about_all()
 for name in logging.root.manager.loggerDict:
     if name.startswith("asyncflow"):
         logger = logging.getLogger(name)

@@ -17,11 +17,9 @@ def about(context: Any, *names: str) -> dict[str, Any]:
     return {name: getattr(context, name) for name in names}
 
 
-FLOW = (
-    "id name parameters tags run_count start_time scheduled_start_time flow_name flow_version "
-    "parent_flow_run_id parent_task_run_id root_flow_run_id"
-).split()
-TASK = "id name parameters tags run_count start_time scheduled_start_time task_name flow_run_id parent_task_run_id".split()
+BOTH = ("id", "name", "parameters", "tags", "run_count", "start_time", "scheduled_start_time", "parent_task_run_id")
+FLOW = (*BOTH, "flow_name", "flow_version", "parent_flow_run_id", "root_flow_run_id")
+TASK = (*BOTH, "task_name", "flow_run_id")
 
 
 async def newest() -> FlowRun:
@@ -45,7 +43,7 @@ async def test_a_flow_knows_itself() -> None:
 
     before = datetime.now(UTC)
     with tags("b", "a"):
-        seen = await main("1", 2)  # type: ignore[arg-type]
+        seen = await main("1", 2)  # type: ignore[call-overload]
     run = await newest()
     assert seen == {
         "id": run.id,
@@ -195,6 +193,6 @@ def test_a_sync_flow_knows_itself_and_its_tasks_know_it() -> None:
 
     @flow
     def main() -> bool:
-        return part() == runtime.flow_run.id is not None
+        return bool(part() == runtime.flow_run.id is not None)
 
     assert main()

@@ -28,8 +28,9 @@ TRANSITIONS: dict[StateType | None, frozenset[StateType]] = {
         {_T.RUNNING, _T.SCHEDULED, _T.PAUSED, _T.CANCELLING, _T.COMPLETED, _T.FAILED, _T.CANCELLED, _T.CRASHED}
     ),
     _T.PAUSED: frozenset({_T.SCHEDULED, _T.PENDING, _T.RUNNING, _T.CANCELLING, _T.FAILED, _T.CANCELLED, _T.CRASHED}),
-    # A cancelled body may still answer with a value or an exception of its own.
-    _T.CANCELLING: frozenset({_T.COMPLETED, _T.FAILED, _T.CANCELLED, _T.CRASHED}),
+    # A cancelled body may still answer with a value or an exception of its own; one that a deadline
+    # stopped in its thread may be tried again.
+    _T.CANCELLING: frozenset({_T.SCHEDULED, _T.COMPLETED, _T.FAILED, _T.CANCELLED, _T.CRASHED}),
     # Final: written once. Resuming or retrying a run by hand opens it again, as a new attempt.
     _T.COMPLETED: frozenset(),
     _T.FAILED: frozenset(),

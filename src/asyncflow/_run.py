@@ -116,16 +116,17 @@ class Run:
         owner: object,
         tags: frozenset[str],
     ) -> None:
-        self.spec = spec
-        self.owner = owner
+        self.spec: Spec = spec
+        self.owner: object = owner
         self.arguments: Mapping[str, Any] = arguments
-        self.parent = parent
-        self.host = host
-        self.services = services
+        self.parent: Run | None = parent
+        self.host: Host = host
+        self.services: Services = services
         self.kind = FLOW if spec.is_flow else TASK
         self.stand_in_id: bytes | None = None
         if parent is None:
-            self.id = self.root_id = new_id()
+            self.id: bytes = new_id()
+            self.root_id: bytes = self.id
             self.flow_run_id: bytes | None = None
         else:
             if spec.is_flow:  # before its own id: the task run that stands for it comes first
@@ -134,17 +135,16 @@ class Run:
             self.root_id = parent.root_id
             self.flow_run_id = parent.id if parent.kind == FLOW else parent.flow_run_id
         self.name: str | None = None
-        self.tags = tags
+        self.tags: frozenset[str] = tags
         self.parameters_json: str | None = None
-
-        self.status = _UNBORN
-        self.created = 0
+        self.status: Status = _UNBORN
+        self.created: int = 0
         self.started: int | None = None
         self.ended: int | None = None
         self.scheduled_time: int | None = None
-        self.run_count = 0
+        self.run_count: int = 0
         self.history: list[list[Any]] | None = None
-        self.queued = False
+        self.queued: bool = False
 
         self.value: Any = ABSENT
         self.error: BaseException | None = None
@@ -156,7 +156,7 @@ class Run:
         """The backend's task its body runs in."""
         self.children: dict[Run, None] | None = None
         """Open runs called under this one, in the order they began; made with the first."""
-        self.closing = False
+        self.closing: bool = False
         """Set when the body has ended: nothing may begin under it any more."""
         self.drained: Signal | None = None
         self.cause: Cause | None = None
@@ -232,6 +232,7 @@ class Run:
             entry: list[Any] = [STATE_CODES[type_], name, message, at]
             if scheduled is not None:
                 entry.append({"scheduled_time": int(scheduled * _MICRO)})
+            del self.history[seq:]  # of a state that a Ctrl-C kept it from entering
             self.history.append(entry)
         if type_ is StateType.RUNNING:
             if self.started is None:
@@ -241,10 +242,15 @@ class Run:
         elif seq == 0:
             self.created = at
         self.scheduled_time = None if scheduled is None else int(scheduled * _MICRO)
-        # Last: whoever sees the new status also sees everything that belongs to it.
-        self.status = Status(seq + 1, type_, name, message)
-        if not self.queued:
-            self.services.store.put(self)
+        try:
+            # Last: whoever sees the new status also sees everything that belongs to it.
+            self.status = Status(seq + 1, type_, name, message)
+            if not self.queued:
+                self.services.store.put(self)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # a Ctrl-C must not come between a state and its record
+                self.services.store.put(self)
+            raise
 
     def _latest(self) -> int:
         if self.history is not None:
@@ -284,8 +290,8 @@ class Run:
     def __del__(self) -> None:
         # The net below all others: whatever tore the engine apart (a Ctrl-C inside its own code,
         # a loop closed in the middle), a run that nobody can finish any more is recorded Crashed.
-        if self.status.seq and not self.is_final:
-            with suppress(Exception):
+        with suppress(Exception):  # one that a Ctrl-C kept from being made has no status at all
+            if self.status.seq and not self.is_final:
                 self.enter(StateType.CRASHED, self.services.clock.now(), message="it was abandoned before it ended")
 
     def _data(self, type_: StateType) -> Any:

@@ -49,9 +49,9 @@ class Binder:
     def __init__(
         self, fn: Callable[..., Any], *, name: str, kind: Literal["flow", "task"], skip_first: bool = False
     ) -> None:
-        self.function = fn
-        self.name = name
-        self.parameters = _parameters(fn)[1 if skip_first else 0 :]
+        self.function: Callable[..., Any] = fn
+        self.name: str = name
+        self.parameters: tuple[inspect.Parameter, ...] = _parameters(fn)[1 if skip_first else 0 :]
         for parameter in self.parameters:
             if parameter.name in RESERVED:
                 raise ReservedParameterError(kind, name, parameter.name)

@@ -65,8 +65,8 @@ class Ticket:
     __slots__ = ("done", "error", "wake")
 
     def __init__(self, wake: Callable[[list[Ticket]], None]) -> None:
-        self.wake = wake
-        self.done = False
+        self.wake: Callable[[list[Ticket]], None] = wake
+        self.done: bool = False
         self.error: Exception | None = None
 
 

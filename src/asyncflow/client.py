@@ -224,10 +224,10 @@ def _id(run_id: UUID | str | None) -> bytes | None:
 def _states(given: States | None) -> frozenset[StateType] | None:
     if given is None:
         return None
-    names = [given] if isinstance(given, str) else list(given)
     try:
+        names = [given] if isinstance(given, str) else list(given)
         return frozenset(StateType(name.upper()) for name in names)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError):
         known = ", ".join(type_.value for type_ in StateType)
         raise OptionError("state", given, f"one or several of {known}") from None
 

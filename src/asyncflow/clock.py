@@ -11,8 +11,8 @@ class SystemClock:
     """Wall-clock and monotonic time of this machine."""
 
     # Not methods that call these: a run reads the clock several times.
-    now = staticmethod(time.time)
-    monotonic = staticmethod(time.monotonic)
+    now: staticmethod[[], float] = staticmethod(time.time)
+    monotonic: staticmethod[[], float] = staticmethod(time.monotonic)
 
     def sleep(self, seconds: float) -> None:
         """Block this thread."""

@@ -102,13 +102,13 @@ class Declaration(Generic[P, R_co]):
         return self._spec.options.description or self.__doc__
 
     @overload
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
     @overload
     def __call__(  # pyright: ignore[reportOverlappingOverload]
-        self: Declaration[..., Coroutine[Any, Any, T]], *args: Any, return_state: Literal[True], **kwargs: Any
+        self: Declaration[..., Coroutine[Any, Any, T]], /, *args: Any, return_state: Literal[True], **kwargs: Any
     ) -> Coroutine[Any, Any, State[T]]: ...
     @overload
-    def __call__(self: Declaration[..., T], *args: Any, return_state: Literal[True], **kwargs: Any) -> State[T]: ...
+    def __call__(self: Declaration[..., T], /, *args: Any, return_state: Literal[True], **kwargs: Any) -> State[T]: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run it, like the function: gives the value (sync) or a coroutine (async), or a stream of a generator's items.
 
@@ -120,16 +120,18 @@ class Declaration(Generic[P, R_co]):
 
     @overload
     async def acall(  # type: ignore[overload-overlap]
-        self: Declaration[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+        self: Declaration[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> T: ...
     @overload
-    async def acall(self: Declaration[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    async def acall(self: Declaration[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
     @overload
     async def acall(
-        self: Declaration[..., Coroutine[Any, Any, T]], *args: Any, return_state: Literal[True], **kwargs: Any
+        self: Declaration[..., Coroutine[Any, Any, T]], /, *args: Any, return_state: Literal[True], **kwargs: Any
     ) -> State[T]: ...
     @overload
-    async def acall(self: Declaration[..., T], *args: Any, return_state: Literal[True], **kwargs: Any) -> State[T]: ...
+    async def acall(
+        self: Declaration[..., T], /, *args: Any, return_state: Literal[True], **kwargs: Any
+    ) -> State[T]: ...
     async def acall(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run it from async code, whatever its colour: a sync body runs in a worker thread."""
         return_state = bool(kwargs.pop("return_state", False))
@@ -140,9 +142,7 @@ class Declaration(Generic[P, R_co]):
             )
         return await call_async(HOME, self, self._spec, arguments, return_state)
 
-    def stream(
-        self: Declaration[P, AsyncIterator[Y] | Iterator[Y]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Stream[Y]:
+    def stream(self: Declaration[P, AsyncIterator[Y] | Iterator[Y]], /, *args: P.args, **kwargs: P.kwargs) -> Stream[Y]:
         """The items of a generator, of either colour, as its body makes them.
 
         `async with f.stream(...) as items:` returns after the body's `finally`; `async for item in

@@ -67,7 +67,7 @@ class NotAFunctionError(AsyncflowError, TypeError):
 
     def __init__(self, kind: str, value: object) -> None:
         self.kind = kind
-        self.value_type = type(value).__name__
+        self.value_type: str = type(value).__name__
         super().__init__(
             f"@{kind} decorates a function, a method or another callable, not {value!r} "
             f"(a {self.value_type}); options go by keyword: @{kind}(name=...)"
@@ -119,7 +119,7 @@ class EntrypointError(AsyncflowError):
     def __init__(self, entrypoint: str, problem: str, *, flows: Sequence[str] = ()) -> None:
         self.entrypoint = entrypoint
         self.problem = problem
-        self.flows = tuple(flows)
+        self.flows: tuple[str, ...] = tuple(flows)
         listed = "".join(f"\n    {name}" for name in self.flows)
         super().__init__(f"{entrypoint!r}: {problem}{listed}")
 
@@ -136,7 +136,7 @@ class ParameterValidationError(AsyncflowError, ValueError):
 
     def __init__(self, flow: str, problems: Sequence[tuple[str, str, str]]) -> None:
         self.flow = flow
-        self.problems = tuple(problems)
+        self.problems: tuple[tuple[str, str, str], ...] = tuple(problems)
         lines = "".join(f"\n  - {path}: {text}, got {value}" for path, text, value in problems)
         super().__init__(f"flow {flow!r} was given parameters that do not fit its type hints:{lines}")
 
@@ -173,7 +173,7 @@ class MissingResultError(AsyncflowError):
     """A completed run has no recorded value (it was not persisted, or its file is gone)."""
 
     def __init__(self, run_id: object, reason: str) -> None:
-        self.run_id = str(run_id)
+        self.run_id: str = str(run_id)
         self.reason = reason
         super().__init__(f"run {self.run_id} has no recorded result: {reason}")
 
@@ -243,8 +243,8 @@ class RunNotFoundError(AsyncflowError, LookupError):
     """No run has this id."""
 
     def __init__(self, run_id: object, home: Path | str | None = None) -> None:
-        self.run_id = str(run_id)
-        self.home = None if home is None else str(home)
+        self.run_id: str = str(run_id)
+        self.home: str | None = None if home is None else str(home)
         where = "" if self.home is None else f" in {self.home!r}"
         super().__init__(f"no run has the id {self.run_id!r}{where}; `asyncflow runs ls` lists the runs there are")
 
@@ -254,8 +254,8 @@ class StoreError(AsyncflowError):
 
     def __init__(self, operation: str, path: Path | str, reason: object) -> None:
         self.operation = operation
-        self.path = str(path)
-        self.reason = str(reason)
+        self.path: str = str(path)
+        self.reason: str = str(reason)
         super().__init__(f"{operation} failed on {self.path!r}: {self.reason}")
 
 
@@ -295,7 +295,7 @@ class DurabilityError(AsyncflowError):
     def __init__(self, run: str, state: Any, reason: object) -> None:
         self.run = run
         self.state = state
-        self.reason = str(reason)
+        self.reason: str = str(reason)
         super().__init__(f"run {run!r} ended {state}, but that is not confirmed on disk: {self.reason}")
 
 
@@ -315,5 +315,5 @@ class RuntimeClosedError(AsyncflowError, RuntimeError):
     """A runtime was used after it was closed."""
 
     def __init__(self, home: Path | str) -> None:
-        self.home = str(home)
+        self.home: str = str(home)
         super().__init__(f"the runtime on {self.home!r} is closed; open a new one: async with asyncflow.Runtime(...)")

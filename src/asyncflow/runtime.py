@@ -26,9 +26,9 @@ from asyncflow.stores.sqlite import SQLiteStore
 
 __all__ = ["HOME", "Runtime", "flow_run", "task_run"]
 
-flow_run = FlowRunContext()
+flow_run: FlowRunContext = FlowRunContext()
 """The flow run whose body executes here: `.id`, `.name`, `.parameters`, ...; `None` or empty outside of any."""
-task_run = TaskRunContext()
+task_run: TaskRunContext = TaskRunContext()
 """The task run whose body executes here, likewise."""
 
 _in_force: ContextVar[Runtime | None] = ContextVar("asyncflow_runtime", default=None)
@@ -53,11 +53,12 @@ class Runtime:
         clock: Clock | None = None,
         **settings: Any,
     ) -> None:
-        self.settings = Settings.load(home=home, **settings)
+        self.settings: Settings = Settings.load(home=home, **settings)
         self._clock = clock or SystemClock()
         self._given_store = store
         self._services: Services | None = None
         self._closed = False
+        self._lock = threading.Lock()
         self._token: Token[Runtime | None] | None = None
 
     @property
@@ -69,19 +70,25 @@ class Runtime:
         """Open the store. Blocks; a second call gives the same services."""
         if self._closed:
             raise RuntimeClosedError(self.home)
-        if self._services is None:
-            store, results = self._given_store, None
-            if store is None:
-                results = FileResults(self.home)
-                store = SQLiteStore(self.home, self.settings, results)
-            self._services = Services(
-                store=store,
-                results=results,
-                settings=self.settings,
-                clock=self._clock,
-                threads=ThreadPool(self.settings.max_threads),
-            )
-        return self._services
+        if self._services is not None:
+            return self._services
+        with self._lock:  # several readers may be its first users
+            if self._services is None:
+                self._services = self._make_services()
+            return self._services
+
+    def _make_services(self) -> Services:
+        store, results = self._given_store, None
+        if store is None:
+            results = FileResults(self.home)
+            store = SQLiteStore(self.home, self.settings, results)
+        return Services(
+            store=store,
+            results=results,
+            settings=self.settings,
+            clock=self._clock,
+            threads=ThreadPool(self.settings.max_threads),
+        )
 
     def close(self) -> None:
         """Write what waits and release everything. Blocks; a second call does nothing."""

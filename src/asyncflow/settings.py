@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -41,6 +43,10 @@ class Settings:
     log_level: str = "INFO"
     """The lowest level of run logs that is kept in the store."""
 
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            _check(each.name, each.name, getattr(self, each.name))
+
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **given: Any) -> Settings:
         """Settings from keywords first, then from `ASYNCFLOW_*` variables, then the defaults.
@@ -54,9 +60,39 @@ class Settings:
             variable = f"ASYNCFLOW_{each.name.upper()}"
             if each.name not in values and (text := environ.get(variable)):
                 values[each.name] = _parse(variable, text, hints[each.name])
+                _check(each.name, variable, values[each.name], text)
         if isinstance(values.get("home"), str):
             values["home"] = Path(values["home"])
         return cls(**values)
+
+
+_LEAST = {"parameters_limit": 0, "max_threads": 1, "queue_limit": 1}
+
+
+def _check(field: str, option: str, value: Any, given: object = None) -> None:
+    """Raise `OptionError` in the name of `option` when `field` cannot have this value, which was `given` as text."""
+    expected = _expected(field, value)
+    if expected is not None:
+        raise OptionError(option, value if given is None else given, expected)
+
+
+def _expected(field: str, value: Any) -> str | None:
+    """What a value must be that `field` cannot have; None when it can have it."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    match field:
+        case "home":
+            return None
+        case "synchronous":
+            return None if value in ("full", "normal") else "'full' or 'normal'"
+        case "log_level":
+            known = isinstance(value, str) and value.upper() in logging.getLevelNamesMapping()
+            return None if known else "the name of a level of logging, such as 'INFO'"
+        case "persist_results_by_default":
+            return None if isinstance(value, bool) else "true or false"
+        case "parameters_limit" | "max_threads" | "queue_limit":
+            least = _LEAST[field]
+            return None if is_number and isinstance(value, int) and value >= least else f"a whole number from {least}"
+    return None if is_number and 0 <= value < math.inf else "seconds: a number from 0"
 
 
 def _parse(variable: str, text: str, kind: Any) -> Any:

@@ -239,17 +239,17 @@ def _maker(type_: StateType, name: str = "") -> Callable[..., State[Any]]:
     return make
 
 
-Scheduled = _maker(StateType.SCHEDULED)
-Late = _maker(StateType.SCHEDULED, "Late")
-AwaitingRetry = _maker(StateType.SCHEDULED, "AwaitingRetry")
-Pending = _maker(StateType.PENDING)
-Running = _maker(StateType.RUNNING)
-Retrying = _maker(StateType.RUNNING, "Retrying")
-Paused = _maker(StateType.PAUSED)
-Cancelling = _maker(StateType.CANCELLING)
-Failed = _maker(StateType.FAILED)
-Cancelled = _maker(StateType.CANCELLED)
-Crashed = _maker(StateType.CRASHED)
+Scheduled: Callable[..., State[Any]] = _maker(StateType.SCHEDULED)
+Late: Callable[..., State[Any]] = _maker(StateType.SCHEDULED, "Late")
+AwaitingRetry: Callable[..., State[Any]] = _maker(StateType.SCHEDULED, "AwaitingRetry")
+Pending: Callable[..., State[Any]] = _maker(StateType.PENDING)
+Running: Callable[..., State[Any]] = _maker(StateType.RUNNING)
+Retrying: Callable[..., State[Any]] = _maker(StateType.RUNNING, "Retrying")
+Paused: Callable[..., State[Any]] = _maker(StateType.PAUSED)
+Cancelling: Callable[..., State[Any]] = _maker(StateType.CANCELLING)
+Failed: Callable[..., State[Any]] = _maker(StateType.FAILED)
+Cancelled: Callable[..., State[Any]] = _maker(StateType.CANCELLED)
+Crashed: Callable[..., State[Any]] = _maker(StateType.CRASHED)
 
 
 def Completed(  # a constructor: it reads like the class the field knows

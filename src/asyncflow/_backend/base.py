@@ -56,7 +56,7 @@ class Signal(ABC):
     __slots__ = ("is_set",)
 
     def __init__(self) -> None:
-        self.is_set = False
+        self.is_set: bool = False
 
     @abstractmethod
     def set(self) -> None:

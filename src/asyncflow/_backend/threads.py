@@ -35,8 +35,8 @@ class Job:
         self._fn: Callable[[], Any] | None = fn
         self._on_done = on_done
         self._enter = enter or nullcontext
-        self.started = False
-        self.ended = False
+        self.started: bool = False
+        self.ended: bool = False
         self.value: Any = None
         self.error: BaseException | None = None
 
@@ -59,7 +59,7 @@ class _Worker(threading.Thread):
         super().__init__(name=f"asyncflow-worker-{number}", daemon=True)
         self.pool = pool
         self.job: Job | None = None
-        self.wake = threading.Semaphore(0)
+        self.wake: threading.Semaphore = threading.Semaphore(0)
 
     def run(self) -> None:
         while True:

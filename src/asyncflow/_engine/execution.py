@@ -101,7 +101,7 @@ def _prepare(run: Run) -> None:
         finally:  # also what was refused is on record
             run.parameters_json = encode_parameters(run.arguments, flow=spec.name, limit=limit)
     if spec.options.run_name is not None:
-        run.name = name_of_run(run)
+        run.name = name_of_run(run) or run.name  # an empty one is none
 
 
 def _state_of(run: Run, ending: Ending) -> State[object]:

@@ -10,8 +10,8 @@ its object (a bare `break`), Python tells us, and the body is asked to stop.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextvars import copy_context
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextvars import Context, copy_context
 from functools import partial
 from inspect import GEN_RUNNING, getgeneratorstate
 from types import TracebackType
@@ -58,11 +58,13 @@ class _Channel:
     """What the body's task and the consumer share."""
 
     def __init__(self, home: Home, owner: object, spec: Spec, arguments: dict[str, Any]) -> None:
-        self.context = copy_context()
-        self.open = partial(open_run, home, owner, spec, arguments, self.context.get(current_run))
+        self.context: Context = copy_context()
+        self.open: Callable[[], Awaitable[Run]] = partial(
+            open_run, home, owner, spec, arguments, self.context.get(current_run)
+        )
         self.run: Run | None = None
-        self.done = False
-        self.busy = False
+        self.done: bool = False
+        self.busy: bool = False
         self.failure: BaseException | None = None
         self._host: Host
         self._item: Any = None

@@ -6,7 +6,7 @@ in tasks and threads of their own.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context, copy_context
 from functools import partial
 from types import TracebackType
@@ -52,9 +52,11 @@ class _SyncChannel:
 
     def __init__(self, home: Home, owner: object, spec: Spec, arguments: dict[str, Any]) -> None:
         self.context: Context = copy_context()
-        self.open = partial(open_run, home, owner, spec, arguments, self.context.get(current_run))
+        self.open: Callable[[], Awaitable[Run]] = partial(
+            open_run, home, owner, spec, arguments, self.context.get(current_run)
+        )
         self.run: Run | None = None
-        self.done = False
+        self.done: bool = False
         self._coroutine = self._live()
         self._begun = False
 

@@ -6,6 +6,7 @@ records come from `logging` directly, because a record in the store has lost its
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import threading
@@ -13,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -74,6 +75,9 @@ class View(Protocol):
     def close(self, rows: Sequence[RunRow]) -> None:
         """The end, with the last that the store holds."""
 
+    def abandon(self) -> None:
+        """The end, without more to show. Called from any thread."""
+
 
 def make_view(console: Console, *, plain: bool) -> View:
     """A tree where it can be drawn, else plain lines."""
@@ -109,6 +113,12 @@ class Watcher:
         self._stop.set()
         self._thread.join()
         self._view.close(self._rows())
+
+    def abandon(self) -> None:
+        """Leave the terminal as it was found: the process is about to go without more ado."""
+        self._stop.set()
+        self._thread.join(1)
+        self._view.abandon()
 
     def _watch(self) -> None:
         pause = _FRAME_SECONDS
@@ -146,12 +156,11 @@ def listen(view: View) -> None:
     root = logging.getLogger()
     if not root.handlers:
         root.addHandler(_Handler(view))
+    handler: Any
     for handler in root.handlers:
-        if isinstance(handler, logging.StreamHandler):
-            writer: Any = handler
-            if writer.stream in (sys.__stderr__, sys.__stdout__):
-                # Made before the view began: it would write into the middle of the tree.
-                writer.setStream(sys.stderr)
+        if getattr(handler, "stream", None) in (sys.__stderr__, sys.__stdout__):
+            # Made before the view began: it would write into the middle of the tree.
+            handler.setStream(sys.stderr)
 
 
 def _log_line(record: logging.LogRecord, text: str) -> Text:
@@ -193,6 +202,9 @@ class PlainView:
         """Print what is new and no longer held back."""
         self._collect(rows)
         self._print(before=int(time.time() * _MICRO) - _HOLD)
+
+    def abandon(self) -> None:
+        """Nothing was drawn."""
 
     def close(self, rows: Sequence[RunRow]) -> None:
         """Print the rest and the counts."""
@@ -247,31 +259,83 @@ def _state_line(row: RunRow, state: State[object]) -> Text:
 # --- the tree --------------------------------------------------------------------------------
 
 
+class _Lines(io.TextIOBase):
+    """Takes the place of a standard stream: whole lines wait in `lines` until they are drawn."""
+
+    def __init__(self, stream: TextIO, lines: deque[Text]) -> None:
+        self._stream = stream
+        self._lines = lines
+        self._lock = threading.Lock()
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            *whole, self._rest = (self._rest + text).split("\n")
+            self._lines.extend(map(Text.from_ansi, whole))
+        return len(text)
+
+    def finish(self) -> None:
+        """Let go of a last line without an end."""
+        if self._rest:
+            self.write("\n")
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
 class TreeView:
-    """The tree of runs, drawn in place; log records and prints go above it."""
+    """The tree of runs, drawn in place; log records and prints go above it.
+
+    They wait for the next drawing. rich would draw at once, on whatever thread prints: two at a
+    time garble the tree, and each takes milliseconds, on the event loop's thread.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
+        self._live = Live(
+            console=console, auto_refresh=False, vertical_overflow="crop", redirect_stdout=False, redirect_stderr=False
+        )
         self._last: Sequence[RunRow] = ()
+        self._above: deque[Text] = deque()
+        self._streams: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)
+        self._writers = [_Lines(stream, self._above) for stream in self._streams]
 
     def start(self) -> None:
         """Begin drawing."""
+        sys.stdout, sys.stderr = cast("list[TextIO]", self._writers)
         self._live.start()
 
     def log(self, record: logging.LogRecord, text: str) -> None:
-        """Print it above the tree."""
-        self._console.print(_log_line(record, text), soft_wrap=True)
+        """Keep it for the next drawing."""
+        self._above.append(_log_line(record, text))
 
     def show(self, rows: Sequence[RunRow]) -> None:
-        """Draw the tree as it is now."""
+        """Draw the tree as it is now, below what was printed since the last time."""
+        above: list[Text] = []
+        while self._above:
+            above.append(self._above.popleft())
+        if above:
+            self._console.print(Text("\n").join(above), soft_wrap=True)
         self._last = rows or self._last
         root = build_tree(self._last)
         if root is not None:
             self._live.update(self._drawn(root, self._last), refresh=True)
 
+    def abandon(self) -> None:
+        """Draw what there is, and stop."""
+        self.close(())
+
     def close(self, rows: Sequence[RunRow]) -> None:
         """Draw it for the last time, and leave it standing."""
+        sys.stdout, sys.stderr = self._streams
+        for writer in self._writers:
+            writer.finish()
         self.show(rows)
         self._live.stop()
 

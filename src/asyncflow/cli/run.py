@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -20,6 +23,7 @@ from asyncflow._rows import flow_run_of
 from asyncflow._services import Services
 from asyncflow._specs import Colour
 from asyncflow.cli.arguments import Arguments, arguments_for
+from asyncflow.cli.interrupts import collect_torn_runs, handler_restored, way_out
 from asyncflow.cli.live import View, Watcher, listen, make_view, state_style
 from asyncflow.cli.load import load_flow, spec_of
 from asyncflow.cli.output import complain, error_console, json_text, one_line, only_data_on_stdout
@@ -69,11 +73,16 @@ def run_flow(
         services = HOME.open_default()
         console = error_console()
         outcome, run_id = _watched(flow, arguments, backend, services, make_view(console, plain=plain))
+        if outcome.error is not None and show_traceback:
+            console.print("".join(traceback.format_exception(outcome.error)).rstrip(), soft_wrap=True)
+        if outcome.is_interrupt:
+            outcome.error = KeyboardInterrupt()  # without a traceback, which would keep torn runs alive
+            collect_torn_runs(services)
         run = _record(services, run_id)
         if outcome.error is None:
             write(_result_text(outcome.value))
             return COMPLETED if run is None or run.state.is_completed() else NOT_COMPLETED
-        _report(console, flow, run, outcome, show_traceback)
+        _report(console, flow, run, outcome)
         return INTERRUPTED if outcome.is_interrupt else NOT_COMPLETED
 
 
@@ -89,7 +98,12 @@ def _watched(
     watcher.start()
     try:
         listen(view)
-        outcome.value = _call(_announced(flow, watcher.follow), arguments, backend)
+        outcome.value = _call(
+            _announced(flow, watcher.follow),
+            arguments,
+            backend,
+            way_out(services, lambda: watcher.run_id, leave=partial(_leave, watcher)),
+        )
     except BaseException as error:  # noqa: BLE001  # whatever it is, it is told and gives the exit status
         outcome.error = error
     finally:
@@ -111,7 +125,15 @@ def _announced(flow: Flow[..., Any], follow: Callable[[bytes], None]) -> Flow[..
     )
 
 
-def _call(flow: Flow[..., Any], arguments: Arguments, backend: Backend) -> Any:
+def _leave(watcher: Watcher, message: str) -> None:
+    watcher.abandon()
+    complain(message)
+    os._exit(INTERRUPTED)
+
+
+def _call(
+    flow: Flow[..., Any], arguments: Arguments, backend: Backend, exit_when_deaf: AbstractContextManager[None]
+) -> Any:
     """A sync flow runs right here, on the main thread, where Ctrl-C and signals get to it."""
     positional, keywords = arguments
     colour = spec_of(flow).colour
@@ -121,12 +143,14 @@ def _call(flow: Flow[..., Any], arguments: Arguments, backend: Backend) -> Any:
         return list(flow(*positional, **keywords))
 
     async def call() -> Any:
-        if colour is Colour.ASYNC_GENERATOR:
-            async with flow.stream(*positional, **keywords) as items:
-                return [item async for item in items]
-        return await flow(*positional, **keywords)
+        with exit_when_deaf:
+            if colour is Colour.ASYNC_GENERATOR:
+                async with flow.stream(*positional, **keywords) as items:
+                    return [item async for item in items]
+            return await flow(*positional, **keywords)
 
-    return anyio.run(call, backend=backend)
+    with handler_restored():
+        return anyio.run(call, backend=backend)
 
 
 def _record(services: Services, run_id: bytes | None) -> FlowRun | None:
@@ -146,14 +170,10 @@ def _result_text(value: Any) -> str:
         return json_text({PREVIEW_KEY: preview(value)})
 
 
-def _report(
-    console: Console, flow: Flow[..., Any], run: FlowRun | None, outcome: _Outcome, show_traceback: bool
-) -> None:
+def _report(console: Console, flow: Flow[..., Any], run: FlowRun | None, outcome: _Outcome) -> None:
     """What went wrong, where, and where to read more."""
     error = outcome.error
     assert error is not None
-    if show_traceback:
-        console.print("".join(traceback.format_exception(error)).rstrip(), soft_wrap=True)
     text = Text()
     if run is not None:
         mark, style = state_style(run.state.type)

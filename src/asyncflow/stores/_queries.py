@@ -19,6 +19,9 @@ Query = tuple[str, list[Any]]
 _RUN = ", ".join(f"run.{name}" for name in RunRow._fields)
 _LOG = ", ".join(LogRow._fields)
 
+# A row without a name has its kind's default one (`default_task_run_name`).
+_NAME = "ifnull(name, function || '-' || lower(substr(hex(id), -3))) = ?"
+
 READ_RUN = f"SELECT {_RUN} FROM run WHERE id = ?"
 
 # UNION, not UNION ALL: a row that names itself or one below it as its parent ends the walk.
@@ -46,7 +49,7 @@ def runs(query: RunQuery) -> Query:
     for column, wanted in (
         ("flow_run_id = ?", query.flow_run_id),
         ("parent_id = ?", query.parent_id),
-        ("name = ?", query.name),
+        (_NAME, query.name),
         ("function = ?", query.function),
         ("created >= ?", query.since),
         ("created < ?", query.until),

@@ -99,8 +99,12 @@ class Writer:
     def put(self, item: Recordable) -> None:
         if item.queued:  # its newest state is read when it is taken out
             return
-        item.queued = True
-        self._waiting.append(item)
+        try:
+            item.queued = True
+            self._waiting.append(item)
+        except BaseException:  # a Ctrl-C between the two: twice in the queue does no harm, not at all would
+            self._waiting.append(item)
+            raise
         if self._idle:
             self._wake()
 

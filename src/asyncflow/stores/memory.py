@@ -10,7 +10,7 @@ import json
 import os
 from threading import RLock
 
-from asyncflow._rows import STATE_CODES, LogRow, RunRow, storable
+from asyncflow._rows import STATE_CODES, LogRow, RunRow, default_task_run_name, storable
 from asyncflow.abc import LogQuery, Recordable, RunQuery, RunStore, Ticket
 from asyncflow.exceptions import ForkedRuntimeError, RuntimeClosedError
 
@@ -103,7 +103,7 @@ def _fits(row: RunRow, query: RunQuery) -> bool:
     return (
         row.kind in query.kinds
         and (query.states is None or row.state in {STATE_CODES[state] for state in query.states})
-        and query.name in (None, row.name)
+        and query.name in (None, row.name or default_task_run_name(row.function, row.id))
         and query.function in (None, row.function)
         and query.flow_run_id in (None, row.flow_run_id)
         and query.parent_id in (None, row.parent_id)
