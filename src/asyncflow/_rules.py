@@ -6,8 +6,7 @@ Nothing here waits, reads a clock or knows a loop, so each rule can be tested fo
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, TypeGuard, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 from asyncflow.error_records import error_summary
 from asyncflow.exceptions import IllegalTransitionError, StateNotFinalError
@@ -49,8 +48,10 @@ def check_transition(before: StateType | None, after: StateType) -> None:
         raise IllegalTransitionError("nothing" if before is None else before.value, after.value)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
+_CONTAINERS = (list, tuple, set)
+
+
+class Ending(NamedTuple):
     """How a body ended: the final state it leads to, and what its caller is to get."""
 
     type: StateType
@@ -72,7 +73,7 @@ def ending_of_value(value: Any) -> Ending:
     """The ending of a body that returned `value`: the rules of DESIGN 4.1, in their order."""
     if _is_state(value):
         return _ending_of_states([value], value) if _is_of_a_run(value) else _ending_of_hand_made(value)
-    if isinstance(value, list | tuple | set) and (states := _states_in(cast("Iterable[Any]", value))):
+    if isinstance(value, _CONTAINERS) and (states := _states_in(cast("Iterable[Any]", value))):
         return _ending_of_states(states, value)
     return Ending(type=StateType.COMPLETED, value=value)
 

@@ -9,8 +9,8 @@ at each step cost more than the rest of the engine.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
@@ -18,7 +18,7 @@ import orjson
 
 from asyncflow._backend.base import Host, RunScope, Signal
 from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, TASK, RunRow, maybe_moment, maybe_uuid, moment
-from asyncflow._rules import check_transition
+from asyncflow._rules import TRANSITIONS, check_transition
 from asyncflow._services import Services
 from asyncflow._specs import Spec
 from asyncflow.ids import new_id, state_id
@@ -28,8 +28,8 @@ from asyncflow.states import ABSENT, FINAL_TYPES, State, StateDetails, StateType
 __all__ = ["Cause", "Run"]
 
 _MICRO = 1_000_000
-_LAST_PLAIN_STATE = 3
 _PLAIN = {(0, StateType.PENDING), (1, StateType.RUNNING)}
+_MOST_PLAIN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ class Status(NamedTuple):
     message: str | None
 
 
+_status = partial(tuple.__new__, Status)  # a quarter of what the class takes to make one
 _UNBORN = Status(0, None, None, None)
 
 
@@ -68,42 +69,11 @@ class Run:
     """One call of a flow or task while it lasts. Touched on its host only, except where said."""
 
     __slots__ = (
-        "__weakref__",
-        "arguments",
-        "cause",
-        "children",
-        "closing",
-        "created",
-        "drained",
-        "ended",
-        "error",
-        "error_json",
-        "flow_run_id",
-        "history",
-        "host",
-        "id",
-        "kind",
-        "name",
-        "not_kept",
-        "owner",
-        "parameters_json",
-        "parent",
-        "queued",
-        "result",
-        "root_id",
-        "run_count",
-        "scheduled_time",
-        "scope",
-        "services",
-        "spec",
-        "stand_in_id",
-        "started",
-        "status",
-        "stream",
-        "tags",
-        "task",
-        "value",
-    )
+        "__weakref__", "arguments", "cause", "children", "closing", "created", "drained", "ended", "error",
+        "error_json", "flow_run_id", "history", "host", "id", "kind", "latest", "name", "not_kept", "owner",
+        "parameters_json", "parent", "queued", "result", "root_id", "run_count", "scheduled_time", "scope",
+        "services", "spec", "stand_in_id", "started", "status", "stream", "tags", "task", "value",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -139,6 +109,8 @@ class Run:
         self.parameters_json: str | None = None
         self.status: Status = _UNBORN
         self.created: int = 0
+        self.latest: int = 0
+        """When it came to its newest state."""
         self.started: int | None = None
         self.ended: int | None = None
         self.scheduled_time: int | None = None
@@ -222,40 +194,43 @@ class Run:
         Plain code: no await and no I/O, so nothing can come between what happened and its record.
         """
         seq, before, _, _ = self.status
-        check_transition(before, type_)
+        if type_ not in TRANSITIONS[before]:
+            check_transition(before, type_)
         at = int(now * _MICRO)
-        if seq:
-            at = max(at, self._latest())  # the wall clock may be set back; a history does not go back
-        if self.history is None and not _stays_plain(seq, type_, name, message):
-            self.history = self._plain_history()
-        if self.history is not None:
-            entry: list[Any] = [STATE_CODES[type_], name, message, at]
-            if scheduled is not None:
-                entry.append({"scheduled_time": int(scheduled * _MICRO)})
-            del self.history[seq:]  # of a state that a Ctrl-C kept it from entering
-            self.history.append(entry)
+        if at < self.latest:  # the wall clock may be set back; a history does not go back
+            at = self.latest
+        self.latest = at
+        if self.history is not None or not _is_plain(seq, type_, name, message):
+            self._write_history(seq, [STATE_CODES[type_], name, message, at], scheduled)
         if type_ is StateType.RUNNING:
-            if self.started is None:
-                self.started = at
+            self.started = self.started or at
         elif type_ in FINAL_TYPES:
             self.ended = at
         elif seq == 0:
             self.created = at
-        self.scheduled_time = None if scheduled is None else int(scheduled * _MICRO)
+        self._publish(_status((seq + 1, type_, name, message)))
+
+    def _publish(self, status: Status) -> None:
         try:
             # Last: whoever sees the new status also sees everything that belongs to it.
-            self.status = Status(seq + 1, type_, name, message)
+            self.status = status
             if not self.queued:
                 self.services.store.put(self)
         except BaseException as error:
-            if not isinstance(error, Exception):  # a Ctrl-C must not come between a state and its record
+            # A Ctrl-C must not come between a state and its record.
+            if self.status is status and not isinstance(error, Exception):
                 self.services.store.put(self)
             raise
 
-    def _latest(self) -> int:
-        if self.history is not None:
-            return int(self.history[-1][3])
-        return self.started if self.started is not None else self.created
+    def _write_history(self, seq: int, entry: list[Any], scheduled: float | None) -> None:
+        """Keep the states one by one, from now on and back to the first."""
+        if self.history is None:
+            self.history = self._plain_history()
+        self.scheduled_time = None if scheduled is None else int(scheduled * _MICRO)
+        if scheduled is not None:
+            entry.append({"scheduled_time": self.scheduled_time})
+        del self.history[seq:]  # of a state that a Ctrl-C kept it from entering
+        self.history.append(entry)
 
     def _plain_history(self) -> list[list[Any]]:
         """The states so far, none of them final, written out."""
@@ -282,7 +257,7 @@ class Run:
             name=name or "",
             message=message,
             data=self._data(type_),
-            timestamp=moment((self.ended if type_ in FINAL_TYPES else None) or self._latest()),
+            timestamp=moment(self.latest),
             state_details=self.details(),
             id=state_id(self.id, max(seq - 1, 0)),
         )
@@ -290,9 +265,11 @@ class Run:
     def __del__(self) -> None:
         # The net below all others: whatever tore the engine apart (a Ctrl-C inside its own code,
         # a loop closed in the middle), a run that nobody can finish any more is recorded Crashed.
-        with suppress(Exception):  # one that a Ctrl-C kept from being made has no status at all
+        try:
             if self.status.seq and not self.is_final:
                 self.enter(StateType.CRASHED, self.services.clock.now(), message="it was abandoned before it ended")
+        except Exception:  # noqa: BLE001  # half made, or the store is gone; `suppress` costs each run more
+            pass
 
     def _data(self, type_: StateType) -> Any:
         if type_ is StateType.COMPLETED:
@@ -393,13 +370,11 @@ class Run:
         return _json(details) if details else None
 
 
-def _stays_plain(seq: int, type_: StateType, name: str | None, message: str | None) -> bool:
-    """Whether three time columns still tell the history: Pending, Running, then a final state."""
+def _is_plain(seq: int, type_: StateType, name: str | None, message: str | None) -> bool:
+    """Whether three time columns still tell the history: Pending, Running, then (or at once) a final state."""
     if type_ in FINAL_TYPES:
-        return seq < _LAST_PLAIN_STATE
-    if name is not None or message is not None:
-        return False
-    return (seq, type_) in _PLAIN
+        return seq <= _MOST_PLAIN
+    return name is None and message is None and (seq, type_) in _PLAIN
 
 
 def _json(value: Any) -> str:

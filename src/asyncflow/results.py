@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -170,7 +170,16 @@ def _line(row: RunRow) -> bytes:
         return _line_of(RunRow._make(map(storable, bare)))
 
 
+@lru_cache(1024)
+def _beginning(kind: int, function: str) -> bytes:
+    return b'","%s":%s,"state":"COMPLETED","result":' % (b"flow" if kind == FLOW else b"task", orjson.dumps(function))
+
+
 def _line_of(row: RunRow) -> bytes:
+    if row.state == _COMPLETED and row.result is not None and not (row.name or row.state_name or row.details):
+        # Nearly every line is such a one: put together here it takes a third of the time.
+        head = _beginning(row.kind, row.function)
+        return b'{"id":"%s%s%s}\n' % (_text_id(row.id).encode(), head, row.result.replace("\n", " ").encode())
     line: dict[str, Any] = {"id": _text_id(row.id), "flow" if row.kind == FLOW else "task": row.function}
     if row.name is not None:
         line["name"] = row.name

@@ -92,7 +92,8 @@ def _expected(field: str, value: Any) -> str | None:
         case "parameters_limit" | "max_threads" | "queue_limit":
             least = _LEAST[field]
             return None if is_number and isinstance(value, int) and value >= least else f"a whole number from {least}"
-    return None if is_number and 0 <= value < math.inf else "seconds: a number from 0"
+        case _:
+            return None if is_number and 0 <= value < math.inf else "seconds: a number from 0"
 
 
 def _parse(variable: str, text: str, kind: Any) -> Any:

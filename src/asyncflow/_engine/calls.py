@@ -35,15 +35,25 @@ class Home(Protocol):
 
 async def call_async(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], return_state: bool) -> Any:
     """A call that is awaited: of an async function, or of `acall` for either colour."""
-    run = await open_run(home, owner, spec, arguments)
-    await execute(run)
+    before = current_run.get()
+    try:
+        run = await open_run(home, owner, spec, arguments)
+        await execute(run)
+    except BaseException:
+        current_run.set(before)  # a Ctrl-C inside the engine may have kept it from being reset
+        raise
     return deliver(run, return_state)
 
 
 def call_sync(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], return_state: bool) -> Any:
     """A plain call of a sync function, on its caller's own thread."""
     refuse_on_loop(spec)
-    run = drive(_run_to_end(home, owner, spec, arguments))
+    before = current_run.get()
+    try:
+        run = drive(_run_to_end(home, owner, spec, arguments))
+    except BaseException:
+        current_run.set(before)  # as above: else each later call on this thread would belong to a dead run
+        raise
     return deliver(run, return_state)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from asyncflow._backend.base import RunScope
@@ -68,6 +67,9 @@ def finish(run: Run, ending: Ending) -> None:
     if run.is_final:
         _disown(run, ending)
         return
+    if not run.status.seq:  # a Ctrl-C before its first state: there is nothing on record to end
+        run.error = ending.error
+        return
     if ending.type is StateType.COMPLETED:
         ending = _keep_value(run, ending)
     run.value = ending.value
@@ -110,7 +112,7 @@ def _keep_value(run: Run, ending: Ending) -> Ending:
     except NotJSONError as error:
         if asked:
             # The value was asked to be kept and cannot be: losing it silently would be worse.
-            return replace(ending_of_error(error), value=None)
+            return ending_of_error(error)
         run.not_kept = str(error)
         _warn_once(run, error)
     return ending

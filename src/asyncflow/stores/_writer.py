@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
+from operator import itemgetter
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -249,7 +250,13 @@ class Writer:
 
     def _commit(self, rows: Sequence[RunRow], logs: Sequence[tuple[Any, ...]]) -> None:
         connection = self._connection
-        statements = [*_statements(_upsert, rows), *_statements(_insert_log, logs)]
+        plain = [_plain_values(row) for row in rows if not any(_rare_values(row))]
+        others = rows if not plain else [row for row in rows if any(_rare_values(row))]
+        statements = [
+            *_statements(_upsert_plain, plain),
+            *_statements(_upsert, others),
+            *_statements(_insert_log, logs),
+        ]
         if connection.in_transaction:  # a rollback of the last try failed
             connection.execute("ROLLBACK")
         if len(statements) == 1:
@@ -298,11 +305,46 @@ def _statements(sql: Callable[[int], str], rows: Sequence[tuple[Any, ...]]) -> I
         yield sql(size), values
 
 
+_RARE = ("name", "state_name", "message", "tags", "parameters", "result_file", "error", "history", "details")
+_COMMON = tuple(name for name in RunRow._fields if name not in _RARE)
+_rare_values = itemgetter(*(RunRow._fields.index(name) for name in _RARE))
+
+
+def _plain_values(row: RunRow) -> tuple[Any, ...]:
+    """A plain run's columns, the rare ones (all NULL) left out, ids as `bytearray`.
+
+    `sqlite3` looks for an adapter for every value that is not exactly an int, float, str or
+    bytearray, and a None or bytes costs it ten times the binding itself. A run never turns plain
+    again, so what this does not write is NULL already.
+    """
+    parent, flow_run = row[2], row[3]
+    return (
+        bytearray(row[0]),
+        row[1],
+        None if parent is None else bytearray(parent),
+        None if flow_run is None else bytearray(flow_run),
+        row[4],
+        row[5],
+        row[7],
+        *row[10:15],
+        row[17],
+    )
+
+
+@cache
+def _upsert_plain(size: int) -> str:
+    return _upsert_of(_COMMON, size)
+
+
 @cache
 def _upsert(size: int) -> str:
-    changes = ", ".join(f"{name} = excluded.{name}" for name in RunRow._fields if name != "id")
+    return _upsert_of(RunRow._fields, size)
+
+
+def _upsert_of(names: tuple[str, ...], size: int) -> str:
+    changes = ", ".join(f"{name} = excluded.{name}" for name in names if name != "id")
     return (
-        f"INSERT INTO run ({', '.join(RunRow._fields)}) VALUES {_places(len(RunRow._fields), size)} "
+        f"INSERT INTO run ({', '.join(names)}) VALUES {_places(len(names), size)} "
         f"ON CONFLICT (id) DO UPDATE SET {changes} WHERE excluded.seq > run.seq"
     )
 
