@@ -1,6 +1,6 @@
 """What the hosts of asyncio and trio have in common.
 
-Not in `base`, because this needs anyio: a process that only uses the inline host never pays for it.
+Not in `base`: a process that only uses the inline host never pays for it.
 """
 
 from __future__ import annotations
@@ -8,9 +8,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextvars import Context, copy_context
 from typing import Any, TypeVar
-
-import anyio
-import anyio.to_thread
 
 from asyncflow._backend.base import Host
 from asyncflow._backend.thread_context import leave_loop
@@ -20,6 +17,7 @@ __all__ = ["LoopHost"]
 
 T = TypeVar("T")
 _READERS = 8
+_WHILE_IT_LASTS = 3600.0
 
 
 class LoopHost(Host):
@@ -27,12 +25,17 @@ class LoopHost(Host):
 
     def __init__(self) -> None:
         super().__init__()
-        self._limiter: anyio.CapacityLimiter | None = None
+        self._readers: ThreadPool | None = None
 
     async def run_blocking(self, fn: Callable[[], T]) -> T:
-        if self._limiter is None:  # our own: the default one is shared with the web framework
-            self._limiter = anyio.CapacityLimiter(_READERS)
-        return await anyio.to_thread.run_sync(fn, limiter=self._limiter)
+        if self._readers is None:
+            # Our own threads here too: anyio's would keep a process whose loop was stopped in the middle.
+            self._readers = ThreadPool(_READERS)
+        job = await self.call_sync(fn, self._readers, _WHILE_IT_LASTS, _nothing)
+        if job.error is not None:
+            raise job.error
+        value: T = job.value
+        return value
 
     async def call_sync(
         self,
@@ -49,6 +52,9 @@ class LoopHost(Host):
         pool.start(job)
         try:
             await signal.wait()
+        except GeneratorExit:
+            pool.discard(job)
+            raise  # the coroutine is being closed: it must not wait for anything
         except BaseException:
             if not pool.discard(job):
                 on_cancel()
@@ -62,3 +68,7 @@ class LoopHost(Host):
     def _enter_thread(self) -> Callable[[], Any] | None:
         """Makes the context in which a worker thread reaches this loop with `anyio.from_thread`."""
         return None
+
+
+def _nothing() -> None:
+    """A short call of ours has no state to show that it is being cancelled."""

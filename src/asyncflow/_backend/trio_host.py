@@ -53,12 +53,15 @@ class _Scope(RunScope):
     def cancel(self) -> None:
         self._scope.cancel()
 
+    # Protected: a Ctrl-C between the two scopes' enters, or exits, would leave trio's own stack of scopes torn.
+    @trio.lowlevel.enable_ki_protection
     def __enter__(self) -> Self:
         if self._seconds is not None:
             self._scope.deadline = trio.current_time() + self._seconds
         self._scope.__enter__()
         return self
 
+    @trio.lowlevel.enable_ki_protection
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> bool:
@@ -106,6 +109,7 @@ class TrioHost(LoopHost):
     async def sleep(self, seconds: float) -> None:
         await trio.sleep(seconds)
 
+    @trio.lowlevel.enable_ki_protection
     async def settle(self, signal: Signal, seconds: float, *, breathing: bool = False) -> BaseException | None:
         deadline = trio.current_time() + seconds
         held_back: BaseException | None = None

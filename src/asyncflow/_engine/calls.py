@@ -39,10 +39,10 @@ async def call_async(home: Home, owner: object, spec: Spec, arguments: dict[str,
     try:
         run = await open_run(home, owner, spec, arguments)
         await execute(run)
+        return deliver(run, return_state)
     except BaseException:
         current_run.set(before)  # a Ctrl-C inside the engine may have kept it from being reset
         raise
-    return deliver(run, return_state)
 
 
 def call_sync(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], return_state: bool) -> Any:
@@ -50,11 +50,10 @@ def call_sync(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], 
     refuse_on_loop(spec)
     before = current_run.get()
     try:
-        run = drive(_run_to_end(home, owner, spec, arguments))
+        return deliver(drive(_run_to_end(home, owner, spec, arguments)), return_state)
     except BaseException:
         current_run.set(before)  # as above: else each later call on this thread would belong to a dead run
         raise
-    return deliver(run, return_state)
 
 
 def refuse_on_loop(spec: Spec) -> None:
