@@ -230,11 +230,6 @@ async def test_cancelled_comes_before_failed_in_a_container() -> None:
     assert (run.state.type, run.state.message) == (StateType.CANCELLED, "1/3 states cancelled.")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the engine cannot end a run as Paused yet: `execute` takes one without a final state as torn apart "
-    "and records Crashed 'the engine was interrupted'",
-)
 async def test_paused_in_a_container_comes_before_failed() -> None:
     @flow
     async def main() -> Any:

@@ -383,7 +383,7 @@ def interrupt_everywhere(root: Path, once: Callable[[], object]) -> int:
                 if came_out != ("nothing" if trap.where is None else f"KeyboardInterrupt({trap.where!r})"):
                     problems.append(f"{k}: {trap.where}: {came_out} came out")
                 places.append(trap.where)
-                gc.collect()
+            gc.collect()
         problems += [f"{k}: one of {places}: left {row}" for row in open_rows(home)]
         if places[-1] is None:
             assert problems == []

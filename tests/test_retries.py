@@ -298,7 +298,6 @@ async def test_a_condition_may_refuse_another_attempt(colour: str) -> None:
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="StateDetails.retriable is documented, and nothing sets it")
 async def test_a_refused_attempt_is_told_by_the_state() -> None:
     @task(retries=1, retry_condition_fn=lambda *_: False)
     async def part() -> None:

@@ -88,9 +88,8 @@ def test_another_history_is_told_by_its_column() -> None:
 
 
 def test_a_scheduled_run_says_when_it_is_to_go_on() -> None:
-    row = run_row(
-        state=STATE_CODES[StateType.SCHEDULED], started=None, ended=None, details=f'{{"scheduled_time":{START + 7}}}'
-    )
+    history = f'[[{STATE_CODES[StateType.SCHEDULED]},null,null,{START},{{"scheduled_time":{START + 7}}}]]'
+    row = run_row(state=STATE_CODES[StateType.SCHEDULED], started=None, ended=None, history=history)
     assert state_of(row).state_details.scheduled_time == moment(START + 7)
 
 

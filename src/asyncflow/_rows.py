@@ -85,7 +85,8 @@ class RunRow(NamedTuple):
     error: str | None
     """JSON of the exception of a failed or crashed run."""
     history: str | None
-    """JSON list of all states when they are not the plain Pending, Running, final; see `states_of`."""
+    """JSON list of all states, each [type code, name, message, time, facts], when they are not the plain
+    Pending, Running, final; see `states_of`."""
     details: str | None
     """JSON object of rarer facts: flow version, child_flow_run_id, why a result was not kept, ..."""
 
@@ -149,14 +150,13 @@ def _history(row: RunRow) -> list[Sequence[Any]]:
         entries.append((STATE_CODES[StateType.RUNNING], None, None, row.started))
     if row.ended is not None:
         entries.append((row.state, None, None, row.ended))
-    facts = {"scheduled_time": _details(row).get("scheduled_time")}
-    entries[-1] = (row.state, row.state_name, row.message, entries[-1][3], facts)
+    entries[-1] = (row.state, row.state_name, row.message, entries[-1][3])
     return entries
 
 
 def _state(row: RunRow, sequence: int, entry: Sequence[Any]) -> State[Any]:
     code: int = entry[0]
-    facts: dict[str, Any] = entry[4] if len(entry) > 4 else {}
+    facts: dict[str, Any] | None = entry[4] if len(entry) > 4 else None
     return State(
         type=STATE_TYPES[code],
         name=entry[1] or "",

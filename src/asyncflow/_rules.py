@@ -60,6 +60,8 @@ class Ending(NamedTuple):
     value: Any = None
     error: BaseException | None = None
     """What the caller gets raised instead of the value."""
+    facts: dict[str, Any] | None = None
+    """What else the state's details tell."""
 
 
 def ending_of_error(error: BaseException) -> Ending:

@@ -70,8 +70,8 @@ class Run:
 
     __slots__ = (
         "__weakref__", "arguments", "cause", "children", "closing", "created", "drained", "ended", "error",
-        "error_json", "flow_run_id", "history", "host", "id", "kind", "latest", "name", "not_kept", "owner",
-        "parameters_json", "parent", "queued", "result", "root_id", "run_count", "scheduled_time", "scope",
+        "error_json", "facts", "flow_run_id", "history", "host", "id", "kind", "latest", "name", "not_kept", "owner",
+        "parameters_json", "parent", "queued", "result", "root_id", "run_count", "scope",
         "services", "spec", "stand_in_id", "started", "status", "stream", "tags", "task", "value",
     )  # fmt: skip
 
@@ -113,7 +113,7 @@ class Run:
         """When it came to its newest state."""
         self.started: int | None = None
         self.ended: int | None = None
-        self.scheduled_time: int | None = None
+        self.facts: dict[str, Any] | None = None
         self.run_count: int = 0
         self.history: list[list[Any]] | None = None
         self.queued: bool = False
@@ -145,6 +145,7 @@ class Run:
         """
         parent = self.parent
         if parent is None:
+            self.services.outermost.add(self)
             return True
         if parent.children is None:
             parent.children = {}
@@ -157,7 +158,10 @@ class Run:
     def unlink(self) -> None:
         """Leave the parent's open children, and wake the parent if it waits for its last one."""
         parent = self.parent
-        if parent is None or parent.children is None:
+        if parent is None:
+            self.services.outermost.discard(self)
+            return
+        if parent.children is None:
             return
         parent.children.pop(self, None)
         drained = parent.drained
@@ -180,6 +184,12 @@ class Run:
         """Whether it has its final state."""
         return self.status.type in FINAL_TYPES
 
+    @property
+    def is_torn(self) -> bool:
+        """Whether it has begun and neither ended nor come to rest: nobody can leave it like that."""
+        type_ = self.status.type
+        return type_ is not None and type_ not in FINAL_TYPES and type_ is not StateType.PAUSED
+
     def enter(
         self,
         type_: StateType,
@@ -187,9 +197,9 @@ class Run:
         *,
         name: str | None = None,
         message: str | None = None,
-        scheduled: float | None = None,
+        facts: dict[str, Any] | None = None,
     ) -> None:
-        """Go to a state and queue its record.
+        """Go to a state and queue its record. `facts` are what else its `state_details` tell.
 
         Plain code: no await and no I/O, so nothing can come between what happened and its record.
         """
@@ -200,8 +210,9 @@ class Run:
         if at < self.latest:  # the wall clock may be set back; a history does not go back
             at = self.latest
         self.latest = at
-        if self.history is not None or not _is_plain(seq, type_, name, message):
-            self._write_history(seq, [STATE_CODES[type_], name, message, at], scheduled)
+        self.facts = facts
+        if self.history is not None or facts is not None or not _is_plain(seq, type_, name, message):
+            self._write_history(seq, [STATE_CODES[type_], name, message, at, facts])
         if type_ is StateType.RUNNING:
             self.started = self.started or at
         elif type_ in FINAL_TYPES:
@@ -222,13 +233,10 @@ class Run:
                 self.services.store.put(self)
             raise
 
-    def _write_history(self, seq: int, entry: list[Any], scheduled: float | None) -> None:
+    def _write_history(self, seq: int, entry: list[Any]) -> None:
         """Keep the states one by one, from now on and back to the first."""
         if self.history is None:
             self.history = self._plain_history()
-        self.scheduled_time = None if scheduled is None else int(scheduled * _MICRO)
-        if scheduled is not None:
-            entry.append({"scheduled_time": self.scheduled_time})
         del self.history[seq:]  # of a state that a Ctrl-C kept it from entering
         self.history.append(entry)
 
@@ -266,7 +274,7 @@ class Run:
         # The net below all others: whatever tore the engine apart (a Ctrl-C inside its own code,
         # a loop closed in the middle), a run that nobody can finish any more is recorded Crashed.
         try:
-            if self.status.seq and not self.is_final:
+            if self.is_torn:
                 self.enter(StateType.CRASHED, self.services.clock.now(), message="it was abandoned before it ended")
         except Exception:  # noqa: BLE001  # half made, or the store is gone; `suppress` costs each run more
             pass
@@ -278,11 +286,15 @@ class Run:
 
     def details(self) -> StateDetails:
         """The ids and times that its states carry."""
-        own, scheduled = UUID(bytes=self.id), maybe_moment(self.scheduled_time)
-        if self.kind == FLOW:
-            stand_in = maybe_uuid(self.stand_in_id)
-            return StateDetails(flow_run_id=own, parent_task_run_id=stand_in, scheduled_time=scheduled)
-        return StateDetails(flow_run_id=maybe_uuid(self.flow_run_id), task_run_id=own, scheduled_time=scheduled)
+        own, facts = UUID(bytes=self.id), self.facts or {}
+        is_flow = self.kind == FLOW
+        return StateDetails(
+            flow_run_id=own if is_flow else maybe_uuid(self.flow_run_id),
+            task_run_id=None if is_flow else own,
+            parent_task_run_id=maybe_uuid(self.stand_in_id),
+            scheduled_time=maybe_moment(facts.get("scheduled_time")),
+            retriable=facts.get("retriable"),
+        )
 
     def record(self) -> FlowRun | TaskRun:
         """This run as a frozen record."""
@@ -365,8 +377,6 @@ class Run:
                 details["parent_flow_run_id"] = str(UUID(bytes=self.flow_run_id))
         if self.not_kept is not None:
             details["not_kept"] = self.not_kept
-        if self.scheduled_time is not None:
-            details["scheduled_time"] = self.scheduled_time
         return _json(details) if details else None
 
 

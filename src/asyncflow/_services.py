@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakSet
 
 from asyncflow._backend.threads import ThreadPool
 from asyncflow.abc import Clock, ResultStore, RunStore
@@ -21,3 +23,5 @@ class Services:
     settings: Settings
     clock: Clock
     threads: ThreadPool
+    outermost: WeakSet[Any] = field(default_factory=WeakSet[Any])
+    """The live outermost runs: what is still open when the runtime closes is recorded Crashed."""

@@ -74,17 +74,32 @@ class ParameterModel:
         hint that cannot be resolved; an exception from a validator of the user's that is neither
         ValueError nor AssertionError passes.
         """
+        if self._fits(arguments):
+            return arguments
+        values, problems = self._coerced(arguments)
+        if problems:
+            raise ParameterValidationError(self._flow, problems)
+        return values
+
+    def needs_loading(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether `validate` would first have to import pydantic and build the model: tens of milliseconds."""
+        return self._model is None and not self._fits(arguments)
+
+    def load(self) -> None:
+        """Do that. Bad hints are left for `validate` to tell."""
+        with suppress(ParameterValidationError):
+            self._pydantic_model()
+
+    def _fits(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether every value is a default or exactly of its plain hint, so that there is nothing to coerce."""
         if self._checks is None:
             self._checks = tuple(self._make_checks())
         for name, default, kinds, items in self._checks:
             value = arguments[name]
             if value is default or (type(value) in kinds if items is None else _all_of(items(value), kinds)):
                 continue
-            values, problems = self._coerced(arguments)
-            if problems:
-                raise ParameterValidationError(self._flow, problems)
-            return values
-        return arguments
+            return False
+        return True
 
     def validate_keywords(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The same for values that come by name from outside (command line, HTTP, a deployment).

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from asyncflow._backend.detect import host_here
 from asyncflow._backend.threads import ThreadPool
+from asyncflow._engine.endings import crash
 from asyncflow._services import Services
 from asyncflow.abc import Clock, RunStore
 from asyncflow.clock import SystemClock
@@ -95,6 +96,8 @@ class Runtime:
         self._closed = True
         services, self._services = self._services, None
         if services is not None:
+            for run in list(services.outermost):  # of a loop that was stopped in the middle: nothing can end it now
+                crash(run, "its runtime was closed before it ended")
             services.store.close()
 
     def __enter__(self) -> Self:

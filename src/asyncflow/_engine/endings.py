@@ -79,7 +79,7 @@ def finish(run: Run, ending: Ending) -> None:
     message = ending.message
     if run.cause is not None and ending.type in (StateType.COMPLETED, StateType.FAILED):
         message = f"{message or 'completed'} (after it was asked to stop: {run.cause.message})"
-    run.enter(ending.type, run.services.clock.now(), name=ending.name, message=message)
+    run.enter(ending.type, run.services.clock.now(), name=ending.name, message=message, facts=ending.facts)
 
 
 def _disown(run: Run, ending: Ending) -> None:
@@ -95,7 +95,7 @@ def crash(run: Run, message: str) -> None:
 
     Does nothing when it has a final state, or none at all yet.
     """
-    if run.status.seq and not run.is_final:
+    if run.is_torn:
         for child in list(run.children or ()):
             crash(child, message)
         run.enter(StateType.CRASHED, run.services.clock.now(), message=message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from asyncflow._engine.attempt import attempt, reachably
 from asyncflow._engine.endings import crash, ending_of_cause, ending_of_raised, finish
@@ -54,7 +55,8 @@ async def _attempts(run: Run) -> Ending:
     now = services.clock.now()
     run.enter(StateType.PENDING, now)
     try:
-        _prepare(run)
+        if run.spec.model is not None or options.run_name is not None:
+            await _prepare(run)
     except Exception as error:  # noqa: BLE001  # the caller gets it; the run is Failed without having been Running
         return ending_of_error(error)
     while True:
@@ -70,10 +72,10 @@ async def _attempts(run: Run) -> Ending:
             if ending.type is not StateType.FAILED or run.run_count > options.retries or run.cause is not None:
                 return ending
             if not await allows_retry(run, _state_of(run, ending)):
-                return ending
+                return ending._replace(facts={"retriable": False})
             delay = _delay(run)
             now = services.clock.now()
-            run.enter(StateType.SCHEDULED, now, name="AwaitingRetry", message=ending.message, scheduled=now + delay)
+            run.enter(StateType.SCHEDULED, now, name="AwaitingRetry", message=ending.message, facts=_until(now + delay))
         finally:
             # The exception in it holds the attempt's frames and through them this one: a cycle.
             del ending
@@ -89,7 +91,11 @@ def _delay(run: Run) -> float:
     return delay_after(run.run_count, options.retry_delay_seconds, options.retry_jitter_factor, random.random)
 
 
-def _prepare(run: Run) -> None:
+def _until(moment: float) -> dict[str, Any]:
+    return {"scheduled_time": int(moment * 1_000_000)}
+
+
+async def _prepare(run: Run) -> None:
     """Check the parameters and give the run its name; whatever this raises fails the run."""
     spec = run.spec
     if spec.model is not None:
@@ -97,6 +103,8 @@ def _prepare(run: Run) -> None:
         limit = run.services.settings.parameters_limit
         try:
             if spec.options.validate_parameters:
+                if spec.model.needs_loading(run.arguments):  # that takes longer than a loop should be held
+                    await run.host.run_blocking(spec.model.load)
                 run.arguments = spec.model.validate(dict(run.arguments))
         finally:  # also what was refused is on record
             run.parameters_json = encode_parameters(run.arguments, flow=spec.name, limit=limit)
