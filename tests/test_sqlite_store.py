@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -471,7 +471,7 @@ class FlakyResults(ResultStore):
         self.written += [row.id for _, row in batch]
         return [row for _, row in batch]
 
-    def read(self, row: RunRow) -> str | None:
+    async def read(self, row: RunRow, read_file: Callable[[Path], Awaitable[bytes]]) -> str | None:
         return row.result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import gc
 import threading
@@ -233,9 +232,9 @@ async def test_an_exception_of_the_body_arrives_and_is_recorded(declare: Declare
 
     breaks_sync.__name__ = breaks_sync.__qualname__ = "breaks"
     got: list[int] = []
-    with pytest.raises(LookupError) as caught:
+    with pytest.raises(LookupError) as caught:  # noqa: PT012  # the block is what is looked at
         async for item in declare(breaks if colour == "async" else breaks_sync).stream():
-            got.append(item)
+            got.append(item)  # noqa: PERF401  # what came before an end counts
     assert got == [1]
     assert caught.value is error
     assert await state_of("breaks") == ("FAILED", "LookupError: of the body")
@@ -567,9 +566,9 @@ async def test_a_deadline_stops_a_body_at_work() -> None:
             log.append("finally")
 
     got: list[int] = []
-    with pytest.raises(TimeoutError, match="slow"):
+    with pytest.raises(TimeoutError, match="slow"):  # noqa: PT012  # the block is what is looked at
         async for item in slow():
-            got.append(item)
+            got.append(item)  # noqa: PERF401  # what came before an end counts
     assert (got, log) == ([1], ["finally"])
     found = (await runs())["slow"].state
     assert (found.type.value, found.name) == ("FAILED", "TimedOut")
@@ -624,7 +623,8 @@ async def test_body_and_consumer_each_have_their_own_run() -> None:
         return str(own), str(inside[0])
 
     flow_id, stream_id = await around()
-    parents = [str(each.parent_task_run_id) for each in await get_client().read_task_runs() if each.task_name != "items"]
+    others = [each for each in await get_client().read_task_runs() if each.task_name != "items"]
+    parents = [str(each.parent_task_run_id) for each in others]
     assert sorted(parents) == sorted(["None", "None", stream_id, stream_id])
     assert inside[0] == inside[1]
     assert str((await runs())["items"].id) == stream_id
@@ -731,7 +731,7 @@ def test_a_script_takes_items_as_they_are_made(declare: Declare) -> None:
     stream = declare(counting_sync(log))()
     assert stream.state is None
     for item in stream:
-        log.append(f"take {item}")
+        log.append(f"take {item}")  # noqa: PERF401  # what came before an end counts
     assert log == ["begin", "make 1", "take 1", "make 2", "take 2", "make 3", "take 3", "finally"]
     assert stream.state.is_completed()
     assert list(stream) == []
@@ -884,5 +884,6 @@ def test_development_mode_has_nothing_to_say(run_python: RunPython, backend: str
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     done = run_python(script, backend, env={"PYTHONDEVMODE": "1", "PYTHONTRACEMALLOC": "5"})
-    assert done.stderr == ""
+    # asyncio's debug mode tells of slow steps, of which a busy machine has some.
+    assert [line for line in done.stderr.splitlines() if not line.startswith("Executing ")] == []
     assert done.stdout.splitlines() == ["finally"] * 7

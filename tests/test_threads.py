@@ -130,7 +130,9 @@ def test_jobs_that_come_while_threads_retire_are_run(monkeypatch: pytest.MonkeyP
         assert ended.acquire(timeout=10)
 
 
-@pytest.mark.parametrize("error", [LookupError("x"), StopIteration(1), StopAsyncIteration(), SystemExit(3), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [LookupError("x"), StopIteration(1), StopAsyncIteration(), SystemExit(3), KeyboardInterrupt()]
+)
 def test_whatever_a_job_raises_is_kept(error: BaseException) -> None:
     pool, ended = ThreadPool(1), threading.Event()
 

@@ -8,7 +8,7 @@ at each step cost more than the rest of the engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -61,7 +61,9 @@ class Status(NamedTuple):
     message: str | None
 
 
-_status = partial(tuple.__new__, Status)  # a quarter of what the class takes to make one
+_tuple: Any = tuple
+_status: Callable[[tuple[int, StateType, str | None, str | None]], Status] = partial(_tuple.__new__, Status)
+"""A quarter of what the class takes to make one."""
 _UNBORN = Status(0, None, None, None)
 
 

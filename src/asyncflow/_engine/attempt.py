@@ -8,6 +8,7 @@ hosts it (a broken `asyncio.gather` leaves such ones), and waited for until the 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any
@@ -42,7 +43,8 @@ async def attempt(run: Run) -> Ending:
         return ending_of_raised(run, error)
     finally:
         run.scope = None
-        current_run.reset(token)
+        with suppress(ValueError):  # a coroutine that is closed or collected may end in another context
+            current_run.reset(token)
 
 
 async def reachably(run: Run, wait: Callable[[], Awaitable[None]]) -> Ending | None:
