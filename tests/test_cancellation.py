@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,20 @@ async def states() -> dict[str, tuple[str, str | None]]:
     return {name: (run.state.type.value, run.state.message) for name, run in (await runs()).items()}
 
 
+def agrees_and_sets(event: anyio.Event) -> Callable[..., bool]:
+    def condition(*_: Any) -> bool:
+        event.set()
+        return True
+
+    return condition
+
+
 BY_CALLER = ("CANCELLED", "cancelled by its caller")
 
 
 # --- the caller is cancelled: in every way, at every place ----------------------------------
 
-Call = Callable[[], Awaitable[Any]]
+Call = Callable[[], Coroutine[Any, Any, Any]]
 Way = Callable[[Call, anyio.Event], Awaitable[None]]
 
 
@@ -170,7 +178,7 @@ async def task_group_abort(call: Call, started: anyio.Event) -> None:
     with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012  # the block is what is looked at
         async with asyncio.TaskGroup() as group:
             group.create_task(fail())
-            group.create_task(call())  # type: ignore[arg-type]
+            group.create_task(call())
     assert caught.group_contains(LookupError)
 
 
@@ -363,7 +371,7 @@ async def test_a_cancelled_gather_of_tasks(way: Way) -> None:
 async def test_cancelled_while_it_waits_to_try_again(way: Way) -> None:
     started: list[anyio.Event] = []
 
-    @task(retries=1, retry_delay_seconds=LONG, retry_condition_fn=lambda *_: started[0].set() or True)
+    @task(retries=1, retry_delay_seconds=LONG, retry_condition_fn=lambda *_: agrees_and_sets(started[0])())
     async def flaky() -> None:
         raise ValueError("first")
 
@@ -686,7 +694,7 @@ async def test_a_child_in_a_nursery_outside_of_its_flow_is_cancelled_with_it() -
 async def test_a_child_that_waits_to_try_again_is_reached(home: Path) -> None:
     tried = anyio.Event()
 
-    @task(retries=1, retry_delay_seconds=LONG, retry_condition_fn=lambda *_: tried.set() or True)
+    @task(retries=1, retry_delay_seconds=LONG, retry_condition_fn=agrees_and_sets(tried))
     async def flaky() -> None:
         raise ValueError("first")
 
@@ -966,7 +974,7 @@ async def test_return_state_does_not_swallow_the_caller_s_cancellation() -> None
                 scope.cancel()
 
             group.start_soon(cancel)
-            await working(clean, return_state=True)  # type: ignore[call-overload]
+            await working(clean, return_state=True)
             after.append("went on")
     assert after == []
     clean.assert_once()

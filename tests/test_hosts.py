@@ -339,7 +339,7 @@ def test_an_inline_scope_acts_when_it_is_asked() -> None:
     assert scope.expired
     with host.scope(None) as scope:
         scope.cancel()
-        scope.check()  # type: ignore[attr-defined]
+        scope.check()
         raise AssertionError
     assert scope.caught
     with pytest.raises(InlineCancelled), host.scope(None):

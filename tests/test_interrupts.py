@@ -244,7 +244,7 @@ def test_an_interrupt_while_a_result_is_encoded(home: Path) -> None:
         def items(self) -> Any:
             raise KeyboardInterrupt
 
-        __iter__ = items  # type: ignore[assignment]
+        __iter__ = items
 
     @flow
     def returns() -> Any:

@@ -68,6 +68,14 @@ def counting_sync(log: list[str], last: int = 3) -> Callable[[], Iterator[int]]:
     return count
 
 
+def agrees_and_sets(event: anyio.Event) -> Callable[..., bool]:
+    def condition(*_: Any) -> bool:
+        event.set()
+        return True
+
+    return condition
+
+
 async def _moment() -> None:
     with anyio.CancelScope(shield=True):
         await anyio.sleep(0.01)
@@ -80,7 +88,7 @@ async def _moment() -> None:
 @pytest.mark.parametrize("make", [counting, counting_sync], ids=["async", "sync"])
 async def test_items_come_as_they_are_made(declare: Declare, make: Any) -> None:
     log: list[str] = []
-    stream = declare(make(log)).stream()
+    stream: Any = declare(make(log)).stream()
     assert log == []
     assert stream.state is None
     async for item in stream:
@@ -90,7 +98,7 @@ async def test_items_come_as_they_are_made(declare: Declare, make: Any) -> None:
     assert log == ["begin", "make 1", "take 1", "make 2", "take 2", "make 3", "take 3", "finally"]
     assert await state_of("count") == ("COMPLETED", None)
     assert stream.state is not None
-    assert stream.state.is_completed()
+    assert stream.state.is_completed()  # type: ignore[unreachable]
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
 
@@ -122,14 +130,14 @@ async def test_what_is_sent_is_what_yield_gives(colour: str) -> None:
     async def echo() -> AsyncIterator[Any]:
         got: Any = "first"
         for _ in range(3):
-            got = yield got  # type: ignore[misc]
+            got = yield got
 
     def echo_sync() -> Iterator[Any]:
         got: Any = "first"
         for _ in range(3):
-            got = yield got  # type: ignore[misc]
+            got = yield got
 
-    stream: Any = flow(echo if colour == "async" else echo_sync).stream()
+    stream: Any = flow(echo if colour == "async" else echo_sync).stream()  # type: ignore[misc]
     assert await anext(stream) == "first"
     assert await stream.asend("second") == "second"
     assert await anext(stream) is None
@@ -143,7 +151,7 @@ async def test_one_item_at_a_time() -> None:
         await anyio.sleep(LONG)
         yield 1
 
-    stream = slow()
+    stream: Any = slow()
     async with anyio.create_task_group() as group:
         group.start_soon(anext, stream)
         await anyio.wait_all_tasks_blocked()
@@ -159,7 +167,7 @@ async def test_one_item_at_a_time() -> None:
 @pytest.mark.parametrize("make", [counting, counting_sync], ids=["async", "sync"])
 async def test_aclose_returns_after_the_finally(declare: Declare, make: Any) -> None:
     log: list[str] = []
-    stream = declare(make(log)).stream()
+    stream: Any = declare(make(log)).stream()
     assert await anext(stream) == 1
     await stream.aclose()
     assert log == ["begin", "make 1", "finally"]
@@ -255,7 +263,7 @@ async def test_an_exception_in_the_clean_up_arrives_at_aclose(colour: str) -> No
             raise LookupError("in the clean-up")
 
     untidy_sync.__name__ = untidy_sync.__qualname__ = "untidy"
-    stream = task(untidy if colour == "async" else untidy_sync).stream()
+    stream: Any = task(untidy if colour == "async" else untidy_sync).stream()  # type: ignore[misc]
     await anext(stream)
     with pytest.raises(LookupError, match="in the clean-up"):
         await stream.aclose()
@@ -268,7 +276,7 @@ async def test_an_exception_in_the_clean_up_arrives_at_aclose(colour: str) -> No
 
 async def test_a_thrown_exception_is_the_consumer_s() -> None:
     log: list[str] = []
-    stream = flow(counting(log))()
+    stream: Any = flow(counting(log))()
     await anext(stream)
     with pytest.raises(LookupError, match="mine"):
         await stream.athrow(LookupError("mine"))
@@ -278,7 +286,7 @@ async def test_a_thrown_exception_is_the_consumer_s() -> None:
 
 async def test_two_tasks_may_close_one_stream() -> None:
     log: list[str] = []
-    stream = flow(counting(log))()
+    stream: Any = flow(counting(log))()
     await anext(stream)
     with anyio.fail_after(5):
         async with anyio.create_task_group() as group:
@@ -288,7 +296,7 @@ async def test_two_tasks_may_close_one_stream() -> None:
 
 
 async def test_a_stream_that_was_never_started_leaves_no_run() -> None:
-    stream = flow(counting([]))()
+    stream: Any = flow(counting([]))()
     await stream.aclose()
     flow(counting([]))()
     task(counting_sync([])).stream()
@@ -310,7 +318,7 @@ async def test_a_body_that_yields_while_it_is_stopped_must_end() -> None:
             yield 2
         log.append("went on")
 
-    stream = goes_on()
+    stream: Any = goes_on()
     await anext(stream)
     with anyio.fail_after(5):
         await stream.aclose()
@@ -427,7 +435,7 @@ async def test_a_coroutine_closed_while_it_waits_for_an_item() -> None:
         await anext(stream)
 
     await runs()  # opens the store
-    stream = slow()
+    stream: Any = slow()
     coroutine = consume()
     coroutine.send(None)
     await anyio.wait_all_tasks_blocked()
@@ -444,7 +452,7 @@ async def test_an_open_stream_does_not_hold_up_the_flow_that_holds_it() -> None:
 
     @flow
     async def around() -> str:
-        stream = task(counting(log)).stream()
+        stream: Any = task(counting(log)).stream()
         held.append(stream)
         await anext(stream)
         return "value"
@@ -492,7 +500,7 @@ async def test_a_stream_begun_after_its_flow_ended_is_refused() -> None:
 @pytest.mark.parametrize("make", [counting, counting_sync], ids=["async", "sync"])
 async def test_a_dropped_stream_is_closed(make: Any) -> None:
     log: list[str] = []
-    stream = task(make(log)).stream()
+    stream: Any = task(make(log)).stream()
     await anext(stream)
     del stream
     gc.collect()
@@ -525,7 +533,7 @@ async def test_a_retried_generator_begins_anew(colour: str) -> None:
 
     flaky_sync.__name__ = flaky_sync.__qualname__ = "flaky"
     retried = task(flaky if colour == "async" else flaky_sync, retries=1)
-    assert [item async for item in retried.stream()] == ["1a", "2a", "2b"]
+    assert [item async for item in retried.stream()] == ["1a", "2a", "2b"]  # type: ignore[misc, var-annotated]
     found = (await runs())["flaky"]
     assert found.run_count == 2
     assert found.state.is_completed()
@@ -534,12 +542,12 @@ async def test_a_retried_generator_begins_anew(colour: str) -> None:
 async def test_closing_a_stream_that_waits_to_try_again() -> None:
     tried = anyio.Event()
 
-    @task(retries=1, retry_delay_seconds=LONG, retry_condition_fn=lambda *_: tried.set() or True)
+    @task(retries=1, retry_delay_seconds=LONG, retry_condition_fn=agrees_and_sets(tried))
     async def flaky() -> AsyncIterator[int]:
         raise LookupError("first")
-        yield 1
+        yield 1  # type: ignore[unreachable]
 
-    stream = flaky()
+    stream: Any = flaky()
     with anyio.fail_after(5):
         async with anyio.create_task_group() as group:
 
@@ -577,7 +585,7 @@ async def test_a_deadline_stops_a_body_at_work() -> None:
 @pytest.mark.parametrize("make", [counting, counting_sync], ids=["async", "sync"])
 async def test_a_deadline_while_the_consumer_is_busy_is_not_the_end_of_the_items(make: Any) -> None:
     log: list[str] = []
-    stream = task(make(log), timeout_seconds=0.03).stream()
+    stream: Any = task(make(log), timeout_seconds=0.03).stream()
     assert await anext(stream) == 1
     while "finally" not in log:
         await anyio.sleep(0.005)
@@ -659,7 +667,7 @@ async def test_context_variables_of_the_body_stay_there(colour: str) -> None:
 
     mark.set("consumer")
     got: list[str] = []
-    async for item in flow(sets if colour == "async" else sets_sync).stream():
+    async for item in flow(sets if colour == "async" else sets_sync).stream():  # type: ignore[misc, var-annotated]
         got.append(item)
         assert mark.get() == "consumer"
         mark.set("consumer")
@@ -691,7 +699,7 @@ async def test_streams_within_streams() -> None:
                     yield number
 
     assert [item async for item in outer()] == [0, 1, 10, 11]
-    stream = outer()
+    stream: Any = outer()
     assert await anext(stream) == 0
     with anyio.fail_after(5):
         await stream.aclose()
@@ -728,12 +736,12 @@ async def test_many_streams_at_once(home: Path) -> None:
 @EACH_KIND
 def test_a_script_takes_items_as_they_are_made(declare: Declare) -> None:
     log: list[str] = []
-    stream = declare(counting_sync(log))()
+    stream: Any = declare(counting_sync(log))()
     assert stream.state is None
     for item in stream:
         log.append(f"take {item}")  # noqa: PERF401  # what came before an end counts
     assert log == ["begin", "make 1", "take 1", "make 2", "take 2", "make 3", "take 3", "finally"]
-    assert stream.state.is_completed()
+    assert stream.state.is_completed()  # type: ignore[attr-defined]
     assert list(stream) == []
 
 
@@ -752,7 +760,7 @@ def test_a_script_sends_and_closes() -> None:
     def echo() -> Iterator[Any]:
         got: Any = "first"
         while True:
-            got = yield got  # type: ignore[misc]
+            got = yield got
 
     stream: Any = echo()
     assert next(stream) == "first"
@@ -773,13 +781,13 @@ def test_exceptions_in_a_script() -> None:
         yield 1
         raise LookupError("of the body")
 
-    stream = breaks()
+    stream: Any = breaks()
     assert next(stream) == 1
     with pytest.raises(LookupError, match="of the body"):
         next(stream)
     assert stream.state is not None
     assert stream.state.is_failed()
-    other = task(counting_sync(log))()
+    other: Any = task(counting_sync(log))()
     next(other)
     with pytest.raises(LookupError, match="mine"):
         other.throw(LookupError("mine"))
@@ -804,12 +812,12 @@ def test_a_stream_in_a_sync_flow() -> None:
     @flow
     def around() -> str:
         own = runtime.flow_run.id
-        stream = items()
+        stream: Any = items()
         held.append(stream)
         child = next(stream)
         assert runtime.flow_run.id == own
         assert runtime.task_run.id is None
-        return child
+        return child  # type: ignore[no-any-return]
 
     child = around()
     assert log == ["finally"]
@@ -886,4 +894,4 @@ def test_development_mode_has_nothing_to_say(run_python: RunPython, backend: str
     done = run_python(script, backend, env={"PYTHONDEVMODE": "1", "PYTHONTRACEMALLOC": "5"})
     # asyncio's debug mode tells of slow steps, of which a busy machine has some.
     assert [line for line in done.stderr.splitlines() if not line.startswith("Executing ")] == []
-    assert done.stdout.splitlines() == ["finally"] * 7
+    assert done.stdout.count("finally") == 7  # lines of two threads may run into one another

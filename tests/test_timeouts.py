@@ -47,7 +47,7 @@ async def shielded(seconds: float) -> None:
 async def test_a_body_past_its_deadline_is_timed_out(declare: Any) -> None:
     ended: list[str] = []
 
-    @declare(timeout_seconds=SOON)
+    @declare(timeout_seconds=SOON)  # type: ignore[untyped-decorator]
     async def slow() -> None:
         try:
             await anyio.sleep(LONG)

@@ -22,7 +22,6 @@ from asyncflow._rules import TRANSITIONS, check_transition
 from asyncflow._services import Services
 from asyncflow._specs import Spec
 from asyncflow.ids import new_id, state_id
-from asyncflow.runs import FlowRun, TaskRun
 from asyncflow.states import ABSENT, FINAL_TYPES, State, StateDetails, StateType
 
 __all__ = ["Cause", "Run"]
@@ -63,8 +62,10 @@ class Status(NamedTuple):
 
 _tuple: Any = tuple
 _status: Callable[[tuple[int, StateType, str | None, str | None]], Status] = partial(_tuple.__new__, Status)
-"""A quarter of what the class takes to make one."""
+_row: Callable[[tuple[Any, ...]], RunRow] = partial(_tuple.__new__, RunRow)
+# A quarter of what the classes take to make one, and each run makes several.
 _UNBORN = Status(0, None, None, None)
+_BEGUN = Status(2, StateType.RUNNING, None, None)
 
 
 class Run:
@@ -223,6 +224,15 @@ class Run:
             self.created = at
         self._publish(_status((seq + 1, type_, name, message)))
 
+    def begin(self, now: float) -> None:
+        """Go to Running for the first time; where nothing came before it, through Pending in the same step."""
+        self.run_count = 1
+        if self.status.seq:
+            self.enter(StateType.RUNNING, now)
+            return
+        self.created = self.started = self.latest = int(now * _MICRO)
+        self._publish(_BEGUN)
+
     def _publish(self, status: Status) -> None:
         try:
             # Last: whoever sees the new status also sees everything that belongs to it.
@@ -298,43 +308,13 @@ class Run:
             retriable=facts.get("retriable"),
         )
 
-    def record(self) -> FlowRun | TaskRun:
-        """This run as a frozen record."""
-        common: dict[str, Any] = {
-            "id": UUID(bytes=self.id),
-            "name": self.display_name,
-            "state": self.state(),
-            "run_count": self.run_count,
-            "tags": tuple(sorted(self.tags)),
-            "created": moment(self.created),
-            "start_time": maybe_moment(self.started),
-            "end_time": maybe_moment(self.ended),
-        }
-        if self.kind == FLOW:
-            return FlowRun(
-                **common,
-                flow_name=self.spec.name,
-                flow_version=self.spec.options.version,
-                parameters=dict(self.arguments),
-                parent_flow_run_id=maybe_uuid(self.flow_run_id),
-                parent_task_run_id=maybe_uuid(self.stand_in_id),
-            )
-        parent = self.parent
-        return TaskRun(
-            **common,
-            task_name=self.spec.name,
-            task_key=self.spec.key,
-            flow_run_id=maybe_uuid(self.flow_run_id),
-            parent_task_run_id=UUID(bytes=parent.id) if parent is not None and parent.kind == TASK else None,
-        )
-
     def rows(self) -> tuple[RunRow, ...]:
         """What the store is to write. Called from the store's thread, while this run may go on."""
         seq, known, name, message = self.status
         type_ = known or StateType.PENDING
         final = type_ in FINAL_TYPES
         parent = self.parent
-        row = RunRow(
+        row = _row((
             self.id,
             self.kind,
             self.stand_in_id or (None if parent is None else parent.id),
@@ -357,7 +337,7 @@ class Run:
             self.error_json if final else None,
             _json(self.history[:seq]) if self.history is not None else None,
             self._details_json(),
-        )
+        ))  # fmt: skip
         if self.stand_in_id is None or parent is None:
             return (row,)
         stand_in = row._replace(

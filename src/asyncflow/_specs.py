@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 from asyncflow.exceptions import NotAFunctionError, OptionError
 from asyncflow.parameters import Binder, ParameterModel
 from asyncflow.retries import Delay, Seconds, seconds_of
-from asyncflow.states import State, StateType
+from asyncflow.states import FINAL_TYPES, State, StateType
 
 __all__ = ["Colour", "FlowOptions", "Hook", "Kind", "Options", "RunName", "Spec", "TaskOptions", "make_spec"]
 
@@ -218,6 +218,8 @@ class Spec:
     colour: Colour
     is_bound: bool = False
     """Whether `fn` is a method that has its object or class."""
+    has_aftermath: bool = False
+    """Whether something follows its final state even inside another run: hooks, or the wait for the disk."""
     persistence_warned: list[bool] = field(default_factory=lambda: [False])
     """Shared by the copies that `with_options` makes, so that a function warns once."""
 
@@ -248,7 +250,8 @@ def make_spec(
     name = options.name or (called.replace("_", "-") if is_flow else called)
     key = name if is_flow else f"{_module_of(fn)}.{options.name or _qualified_name(fn)}"
     model = ParameterModel(fn, binder, flow=name, namespace=namespace) if is_flow else None
-    return Spec(kind, fn, options, binder, model, name, key, _colour_of(fn))
+    aftermath = options.durability == "task" or any(options.hooks_for(type_) for type_ in FINAL_TYPES)
+    return Spec(kind, fn, options, binder, model, name, key, _colour_of(fn), has_aftermath=aftermath)
 
 
 def _function_name(fn: Callable[..., Any]) -> str:

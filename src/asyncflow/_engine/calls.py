@@ -37,7 +37,10 @@ async def call_async(home: Home, owner: object, spec: Spec, arguments: dict[str,
     """A call that is awaited: of an async function, or of `acall` for either colour."""
     before = current_run.get()
     try:
-        run = await open_run(home, owner, spec, arguments)
+        if before is None:
+            run = await _outermost(home, owner, spec, arguments)
+        else:
+            run = _child(before, owner, spec, arguments)
         await execute(run)
         return deliver(run, return_state)
     except BaseException:
@@ -71,19 +74,28 @@ async def _run_to_end(home: Home, owner: object, spec: Spec, arguments: dict[str
 async def open_run(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], parent: Run | None = None) -> Run:
     """A run for a call made here: child of `parent` or of the current run, or an outermost one."""
     parent = parent or current_run.get()
-    if parent is not None:
-        check_deadlines(parent)  # a call of ours is one of the places where a sync body can be stopped
-        services = parent.services
-        host = parent.host if parent.host.here() else host_here(services.clock)
-    else:
-        services = home.in_force() or await _open_default(home)
+    if parent is None:
+        return await _outermost(home, owner, spec, arguments)
+    return _child(parent, owner, spec, arguments)
+
+
+async def _outermost(home: Home, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:
+    services = home.in_force() or await host_here(_CLOCK).run_blocking(home.open_default)
+    host = host_here(services.clock)
+    return Run(spec, arguments, parent=None, host=host, services=services, owner=owner, tags=_tags(spec))
+
+
+def _child(parent: Run, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:
+    check_deadlines(parent)  # a call of ours is one of the places where a sync body can be stopped
+    services, host = parent.services, parent.host
+    if not host.here():
         host = host_here(services.clock)
-    tags = current_tags.get() | spec.options.tags
-    return Run(spec, arguments, parent=parent, host=host, services=services, owner=owner, tags=tags)
+    return Run(spec, arguments, parent=parent, host=host, services=services, owner=owner, tags=_tags(spec))
 
 
-async def _open_default(home: Home) -> Services:
-    return await host_here(_CLOCK).run_blocking(home.open_default)
+def _tags(spec: Spec) -> frozenset[str]:
+    around = current_tags.get()
+    return around | spec.options.tags if around else spec.options.tags
 
 
 def deliver(run: Run, return_state: bool) -> Any:

@@ -45,24 +45,22 @@ async def execute(run: Run) -> None:
         finally:
             # Does something only when the lines above were torn apart themselves.
             crash(run, "the engine was interrupted")
-            await _after(run)
+            if run.parent is None or run.spec.has_aftermath:
+                await _after(run)
     finally:
         run.unlink()
 
 
 async def _attempts(run: Run) -> Ending:
     services, options = run.services, run.spec.options
-    now = services.clock.now()
-    run.enter(StateType.PENDING, now)
-    try:
-        if run.spec.model is not None or options.run_name is not None:
+    if run.spec.model is not None or options.run_name is not None:
+        run.enter(StateType.PENDING, services.clock.now())
+        try:
             await _prepare(run)
-    except Exception as error:  # noqa: BLE001  # the caller gets it; the run is Failed without having been Running
-        return ending_of_error(error)
+        except Exception as error:  # noqa: BLE001  # the caller gets it; the run is Failed, and never was Running
+            return ending_of_error(error)
+    run.begin(services.clock.now())
     while True:
-        run.run_count += 1
-        run.closing = False
-        run.enter(StateType.RUNNING, now, name="Retrying" if run.run_count > 1 else None)
         if options.on_running and (stopped := await reachably(run, partial(run_hooks, run, StateType.RUNNING))):
             return stopped
         if run.cause is not None:  # a stream that was closed before there was a scope to cancel
@@ -81,7 +79,9 @@ async def _attempts(run: Run) -> Ending:
             del ending
         if stopped := await reachably(run, partial(run.host.sleep, delay)):
             return stopped
-        now = services.clock.now()
+        run.closing = False
+        run.run_count += 1
+        run.enter(StateType.RUNNING, services.clock.now(), name="Retrying")
 
 
 def _delay(run: Run) -> float:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from asyncflow._engine.records import record_of
 from asyncflow._run import Run
 from asyncflow._specs import Hook, RunName
 from asyncflow.context import current_run
@@ -21,7 +22,7 @@ async def run_hooks(run: Run, type_: StateType) -> None:
     hooks = run.spec.options.hooks_for(type_)
     if not hooks:
         return
-    record, state = run.record(), run.state()
+    record, state = record_of(run), run.state()
     token = current_run.set(run)
     try:
         for hook in hooks:
@@ -41,7 +42,7 @@ async def allows_retry(run: Run, state: State[Any]) -> bool:
     if condition is None:
         return True
     try:
-        return bool(await _call(run, condition, run.record(), state))
+        return bool(await _call(run, condition, record_of(run), state))
     except Exception:  # noqa: BLE001  # likewise
         library_logger().exception("retry_condition_fn of %s %r raised", run.spec.kind.value, run.spec.name)
         return False
