@@ -26,9 +26,7 @@ from asyncflow.exceptions import RunCancelledError, RunEndedError
 from asyncflow.stores.memory import MemoryStore
 from tests.conftest import BACKENDS
 
-asyncio_only = pytest.mark.parametrize(
-    "anyio_backend", [each for each in BACKENDS if each.id != "trio"], indirect=True
-)
+asyncio_only = pytest.mark.parametrize("anyio_backend", [each for each in BACKENDS if each.id != "trio"], indirect=True)
 trio_only = pytest.mark.parametrize("anyio_backend", [each for each in BACKENDS if each.id == "trio"], indirect=True)
 
 LONG = 30.0

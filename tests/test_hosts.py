@@ -20,13 +20,9 @@ from asyncflow._backend.threads import ThreadPool
 from asyncflow.clock import SystemClock
 from tests.conftest import BACKENDS
 
-asyncio_only = pytest.mark.parametrize(
-    "anyio_backend", [each for each in BACKENDS if each.id != "trio"], indirect=True
-)
+asyncio_only = pytest.mark.parametrize("anyio_backend", [each for each in BACKENDS if each.id != "trio"], indirect=True)
 CLOCK = SystemClock()
 LONG = 30.0
-
-
 
 
 def cancellations() -> int:

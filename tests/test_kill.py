@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSI
 
 def start(home: Path, folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "asyncflow", "run", str(EXAMPLE), "-p", f"output={folder / 'summary.json'}"],
+        [sys.executable, "-m", "asyncflow", "run", f"{EXAMPLE}:weather", "-p", f"output={folder / 'summary.json'}"],
         cwd=folder,
         env={**os.environ, "ASYNCFLOW_HOME": str(home)},
         stdout=subprocess.PIPE,

@@ -16,9 +16,7 @@ from asyncflow import FlowRun, Runtime, TaskRun, flow, get_client, runtime, task
 from asyncflow.exceptions import RunCancelledError
 from tests.conftest import BACKENDS
 
-asyncio_only = pytest.mark.parametrize(
-    "anyio_backend", [each for each in BACKENDS if each.id != "trio"], indirect=True
-)
+asyncio_only = pytest.mark.parametrize("anyio_backend", [each for each in BACKENDS if each.id != "trio"], indirect=True)
 trio_only = pytest.mark.parametrize("anyio_backend", [each for each in BACKENDS if each.id == "trio"], indirect=True)
 LONG = 30.0
 SOON = 0.02

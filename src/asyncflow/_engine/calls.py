@@ -80,7 +80,9 @@ async def open_run(home: Home, owner: object, spec: Spec, arguments: dict[str, A
 
 
 async def _outermost(home: Home, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:
-    services = home.in_force() or await host_here(_CLOCK).run_blocking(home.open_default)
+    services = home.in_force()
+    if services is None:
+        services = await host_here(_CLOCK).run_blocking(home.open_default)
     host = host_here(services.clock)
     return Run(spec, arguments, parent=None, host=host, services=services, owner=owner, tags=_tags(spec))
 
