@@ -18,6 +18,7 @@ from asyncflow.ids import new_id
 from asyncflow.results import MOST_IN_ROW, FileResults
 from asyncflow.states import StateType
 from tests.contracts.recordables import read_result, run_row
+from tests.contracts.recordables import write_results as write
 
 FAILED, RUNNING, CANCELLED = (STATE_CODES[each] for each in (StateType.FAILED, StateType.RUNNING, StateType.CANCELLED))
 LARGE = json.dumps("é" * MOST_IN_ROW, ensure_ascii=False)
@@ -47,11 +48,11 @@ def files(home: Path) -> list[str]:
 @pytest.mark.parametrize("kind", [FLOW, TASK])
 def test_the_value_of_an_outermost_run_is_a_file(results: FileResults, home: Path, kind: int) -> None:
     row = run_row(kind=kind, result='{"total":3}')
-    assert results.write([(row.id, row)]) == [row]
+    assert write(results, [(row.id, row)]) == [row]
     assert (folder(home, row.id) / "result.json").read_text() == '{"total":3}'
     assert files(home) == ["result.json"]
     changed = row._replace(result="4", seq=4)  # the run was resumed
-    results.write([(row.id, changed)])
+    write(results, [(row.id, changed)])
     assert (folder(home, row.id) / "result.json").read_text() == "4"
 
 
@@ -60,7 +61,7 @@ def test_an_outermost_run_without_a_value_makes_no_file(
     results: FileResults, home: Path, columns: dict[str, int]
 ) -> None:
     row = run_row(**columns)
-    assert results.write([(row.id, row)]) == [row]
+    assert write(results, [(row.id, row)]) == [row]
     assert list(home.iterdir()) == []
 
 
@@ -76,7 +77,7 @@ def test_each_run_below_that_ended_is_a_line(results: FileResults, home: Path) -
         run_row(result='{\n "pretty": true\n}'),
     ]
     unseen = [run_row(state=RUNNING, result=None, ended=None), run_row(kind=STAND_IN)]
-    assert results.write([(root, row) for row in (*rows, *unseen)]) == [*rows, *unseen]
+    assert write(results, [(root, row) for row in (*rows, *unseen)]) == [*rows, *unseen]
     ids = [str(UUID(bytes=row.id)) for row in rows]
     assert lines(home, root) == [
         {"id": ids[0], "task": "fetch", "state": "COMPLETED", "result": {"a": [1, 2]}},
@@ -87,7 +88,7 @@ def test_each_run_below_that_ended_is_a_line(results: FileResults, home: Path) -
         {"id": ids[4], "task": "fetch", "state": "COMPLETED", "not_kept": "a socket is not JSON"},
         {"id": ids[5], "task": "fetch", "state": "COMPLETED", "result": {"pretty": True}},
     ]  # fmt: skip
-    results.write([(root, later := run_row())])
+    write(results, [(root, later := run_row())])
     assert len(lines(home, root)) == 7
     assert files(home) == ["tasks.jsonl"]
     assert read_result(results, later) == "null"
@@ -95,14 +96,14 @@ def test_each_run_below_that_ended_is_a_line(results: FileResults, home: Path) -
 
 def test_each_outermost_run_has_a_folder_of_its_own(results: FileResults, home: Path) -> None:
     roots = [run_row() for _ in range(300)]  # more than are remembered
-    results.write([(root.id, root) for root in roots])
-    results.write([(root.id, run_row()) for root in roots])
+    write(results, [(root.id, root) for root in roots])
+    write(results, [(root.id, run_row()) for root in roots])
     assert {len(lines(home, root.id)) for root in roots} == {1}
 
 
 def test_a_large_value_is_a_file_that_the_row_cites(results: FileResults, home: Path) -> None:
     root, below = run_row(kind=FLOW, result=LARGE), run_row(result=LARGE)
-    stored = results.write([(root.id, root), (root.id, below)])
+    stored = write(results, [(root.id, root), (root.id, below)])
     for row, name in zip(stored, ("result.json", f"{UUID(bytes=below.id)}.json"), strict=True):
         content = (folder(home, root.id) / name).read_bytes()
         assert row.result is None
@@ -129,7 +130,7 @@ def test_a_large_value_is_a_file_that_the_row_cites(results: FileResults, home: 
 )
 def test_large_is_a_matter_of_bytes(results: FileResults, value: str, is_large: bool) -> None:
     row = run_row(result=value)
-    (stored,) = results.write([(new_id(), row)])
+    (stored,) = write(results, [(new_id(), row)])
     assert (stored.result is None) == is_large
     assert read_result(results, stored) == value
 
@@ -143,7 +144,7 @@ def test_a_run_without_a_value_reads_as_none(results: FileResults) -> None:
 
 def large(results: FileResults) -> RunRow:
     row = run_row(result=LARGE)
-    (stored,) = results.write([(row.id, row)])
+    (stored,) = write(results, [(row.id, row)])
     return stored
 
 
@@ -182,7 +183,7 @@ def test_a_link_is_not_followed(results: FileResults, home: Path) -> None:
     target = home / "target"
     target.touch()
     (folder(home, row.id) / "tasks.jsonl").symlink_to(target)
-    results.write([(row.id, run_row())])
+    write(results, [(row.id, run_row())])
     assert target.read_text() == ""
 
 
@@ -190,16 +191,16 @@ def test_what_a_killed_process_left_is_no_hindrance(results: FileResults, home: 
     row = run_row(result=LARGE)
     folder(home, row.id).mkdir(parents=True)
     (folder(home, row.id) / ".result.json.tmp").write_text("half a val")
-    (stored,) = results.write([(row.id, row)])
+    (stored,) = write(results, [(row.id, row)])
     assert read_result(results, stored) == LARGE
     assert files(home) == ["result.json"]
 
 
 def test_a_folder_that_was_removed_is_made_again(results: FileResults, home: Path) -> None:
     root = run_row()
-    results.write([(root.id, run_row())])
+    write(results, [(root.id, run_row())])
     shutil.rmtree(home / "results")
-    results.write([(root.id, run_row())])
+    write(results, [(root.id, run_row())])
     assert len(lines(home, root.id)) == 1
 
 
@@ -209,10 +210,10 @@ def test_a_large_value_that_cannot_be_written_is_an_error_and_leaves_no_lines(re
     blocker = folder(home, root) / f"{UUID(bytes=big.id)}.json"
     blocker.mkdir(parents=True)  # a folder cannot be replaced by a file
     with pytest.raises(StoreError, match="writing a result"):
-        results.write([(root, small), (root, big)])
+        write(results, [(root, small), (root, big)])
     assert files(home) == []
     blocker.rmdir()
-    results.write([(root, small), (root, big)])
+    write(results, [(root, small), (root, big)])
     assert len(lines(home, root)) == 2
 
 
@@ -223,7 +224,7 @@ def test_a_convenience_that_cannot_be_written_is_reported_once_and_stops_nothing
     root = run_row()
     batch = [(root.id, root), (root.id, run_row())]
     for _ in range(3):
-        assert results.write(batch) == [row for _, row in batch]
+        assert write(results, batch) == [row for _, row in batch]
     assert len(caplog.records) == 1
     assert "incomplete" in caplog.text
 
@@ -231,7 +232,7 @@ def test_a_convenience_that_cannot_be_written_is_reported_once_and_stops_nothing
 def test_a_line_that_cannot_be_told_is_told_shorter(results: FileResults, home: Path) -> None:
     root = new_id()
     rows = [run_row(function="half \ud83d"), run_row(state=FAILED, result=None, error="{no json"), run_row()]
-    assert results.write([(root, row) for row in rows]) == rows
+    assert write(results, [(root, row) for row in rows]) == rows
     assert [sorted(line) for line in lines(home, root) if isinstance(line, dict)] == [
         ["id", "state", "task"], ["id", "state", "task"], ["id", "result", "state", "task"]
     ]  # fmt: skip
@@ -242,22 +243,22 @@ def test_half_a_line_is_taken_back(results: FileResults, home: Path) -> None:
     """The disk is full in the middle of a write: what was there before stays readable."""
     resource = pytest.importorskip("resource")
     root = new_id()
-    results.write([(root, run_row())])
+    write(results, [(root, run_row())])
     child = os.fork()
     if child == 0:
         import signal
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (150, 150))
-        results.write([(root, run_row())])
+        write(results, [(root, run_row())])
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    results.write([(root, run_row())])
+    write(results, [(root, run_row())])
     assert len(lines(home, root)) == 2
 
 
 def test_files_are_private(results: FileResults, home: Path) -> None:
     large(results)
-    results.write([(new_id(), run_row())])
+    write(results, [(new_id(), run_row())])
     for path in home.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path

@@ -463,6 +463,7 @@ class FlakyResults(ResultStore):
     def __init__(self, refusals: int) -> None:
         self.left = refusals
         self.written: list[bytes] = []
+        self.published: list[bytes] = []
 
     def write(self, batch: Sequence[tuple[bytes, RunRow]]) -> list[RunRow]:
         if self.left:
@@ -470,6 +471,9 @@ class FlakyResults(ResultStore):
             raise StoreError("writing a result", "/results", "No space left on device")
         self.written += [row.id for _, row in batch]
         return [row for _, row in batch]
+
+    def publish(self, batch: Sequence[tuple[bytes, RunRow]]) -> None:
+        self.published += [row.id for _, row in batch]
 
     async def read(self, row: RunRow, read_file: Callable[[Path], Awaitable[bytes]]) -> str | None:
         return row.result
@@ -490,6 +494,7 @@ def test_results_come_before_rows_and_a_failed_turn_is_repeated(home: Path) -> N
     assert store.read_run(row.id) == row
     assert (store.last_error, store.backlog) == (None, 0)
     store.close()
+    assert results.published == [row.id]
 
 
 def test_a_turn_whose_commit_failed_writes_no_result_twice(home: Path, database: Path) -> None:

@@ -177,12 +177,16 @@ class ResultStore(ABC):
 
     @abstractmethod
     def write(self, batch: Sequence[tuple[bytes, RunRow]]) -> list[RunRow]:
-        """Write the results of a batch of (root id, row), before the rows are committed.
+        """Write what the rows of a batch of (root id, row) are to cite, before they are committed.
 
         Gives the rows to commit: those whose value went to a durable file cite it
         (`result_file`) instead of carrying it (`result`). Raises `StoreError` when a file that
         a row is to cite could not be made durable.
         """
+
+    @abstractmethod
+    def publish(self, batch: Sequence[tuple[bytes, RunRow]]) -> None:
+        """Write the copies for people of what a batch has committed, in the same turn. Must not raise."""
 
     @abstractmethod
     async def read(self, row: RunRow, read_file: Callable[[Path], Awaitable[bytes]]) -> str | None:

@@ -10,8 +10,9 @@ A value over 64 KiB is nowhere but in its file, so the file is brought to disk b
 cites it is committed, and a failure is a `StoreError`: the row waits. Every other value is in its
 row as well. What cannot be written of those is reported once and left out, because a convenience
 must not keep the record from disk; nor are they synced, because a sync per run costs more than
-the run. `asyncflow doctor` makes them again from the rows. A line may come twice when a process
-is killed between the line and its row: the last one of an id counts.
+the run. They follow the commit, in the same turn of the writing thread: two new inodes for each
+outermost run take longer than everything else about it, and nobody waits for them. So a process
+that is killed in between leaves rows without their copies, and never a copy without its row.
 
 Beside a busy event loop each system call waits for the GIL, so nothing is asked twice: a folder
 that was made is remembered, and the lines of a batch that go to one file are one write.
@@ -57,10 +58,12 @@ class FileResults(ResultStore):
 
     def write(self, batch: Sequence[tuple[bytes, RunRow]]) -> list[RunRow]:
         """As the port says."""
-        # What may fail comes first: the batch is given again as a whole, and lines would come twice.
-        rows = self._write_large(batch)
+        return self._write_large(batch)
+
+    def publish(self, batch: Sequence[tuple[bytes, RunRow]]) -> None:
+        """As the port says."""
         lines: dict[bytes, bytearray] = {}  # not lists of lines: orjson's bytes keep a buffer of 4 KiB each
-        for (root, _), row in zip(batch, rows, strict=True):
+        for root, row in batch:
             if row.id == root:
                 if row.result is not None and row.state == _COMPLETED:
                     self._write_small(root, row.result)
@@ -68,7 +71,6 @@ class FileResults(ResultStore):
                 lines.setdefault(root, bytearray()).extend(_line(row))
         for root, of_root in lines.items():
             self._append(root, bytes(of_root))
-        return rows
 
     async def read(self, row: RunRow, read_file: Callable[[Path], Awaitable[bytes]]) -> str | None:
         """As the port says."""

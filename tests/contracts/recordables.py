@@ -35,6 +35,13 @@ def read_result(results: ResultStore, row: RunRow) -> str | None:
     return text
 
 
+def write_results(results: ResultStore, batch: Sequence[tuple[bytes, RunRow]]) -> list[RunRow]:
+    """What a store does with `results` in one turn; gives the rows it commits."""
+    rows = results.write(batch)
+    results.publish([(root, row) for (root, _), row in zip(batch, rows, strict=True)])
+    return rows
+
+
 class LiveRun:
     """A run as a store sees it; assign to `current` to change it."""
 

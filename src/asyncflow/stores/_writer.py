@@ -6,6 +6,8 @@ Guarantees:
   handler or a finalizer in the middle of one another: a deque's `append` and a `SimpleQueue`'s
   `put` are single C calls made for that. (An `Event` is not: its lock would be taken twice.)
 - What was put before a ticket is committed before the ticket is resolved.
+- Result files that no row cites are written when nobody waits for a commit: two new inodes for
+  each outermost run take longer than everything else about it.
 - A turn that fails is tried again, with the same rows, until it works or the store is closed. An
   error from the disk does not say that nothing was written (a failed fsync can leave the commit in
   place), which is why every row's write can be repeated: by sequence number, or by a log line's id.
@@ -50,6 +52,8 @@ LINGER = 0.010
 """Seconds a turn without a ticket waits for more to come."""
 MOST_LOGS = 10_000
 """Log lines that may wait; more are dropped."""
+MOST_UNPUBLISHED = 4096
+"""Committed rows that may wait for their result files while others wait for the disk."""
 RETRY = (0.05, 0.5)
 """Seconds before a failed turn is tried again: at first, and at most."""
 CHECK_SECONDS = 1.0
@@ -83,6 +87,9 @@ class Writer:
         self._lingering = False  # asleep for a moment, or until a ticket comes
         self._ticket_came = False
         self._writing = 0
+        self._unpublished: dict[bytes, list[RunRow]] = {}
+        """Committed rows by outermost run, whose result files are not written yet; the oldest first."""
+        self._unpublished_rows = 0
         self._checked = 0.0
         self._give_up_at: float | None = None
         self.dropped_logs = 0
@@ -156,7 +163,12 @@ class Writer:
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to write; false when the writer is to end."""
+        while self._unpublished_rows > MOST_UNPUBLISHED:
+            self._publish_one()
         while not (self._waiting or self._logs):
+            if self._unpublished and not self._has_given_up():
+                self._publish_one()
+                continue
             if self._give_up_at is not None:
                 return False
             # The flag first, then the look, then the sleep: whoever puts something after the look
@@ -168,6 +180,9 @@ class Writer:
         return not self._has_given_up()
 
     def _linger(self) -> None:
+        # Time that nobody is waiting in. A ticket that comes meanwhile waits for one of these at most.
+        while self._unpublished and not self._ticket_came and self._give_up_at is None:
+            self._publish_one()
         self._lingering = True
         if not self._ticket_came and self._give_up_at is None:
             with suppress(Empty):
@@ -184,6 +199,9 @@ class Writer:
         if self._persist(turn):
             self._writing = 0
             self._resolve(turn.tickets, turn.unreadable)
+            for (root, _), row in zip(turn.runs, turn.rows or (), strict=True):
+                self._unpublished.setdefault(root, []).append(row)
+            self._unpublished_rows += len(turn.runs)
         else:
             self._resolve(turn.tickets, self.last_error)
         return taken == TURN
@@ -231,6 +249,16 @@ class Writer:
             with suppress(Empty):
                 self._signal.get(timeout=delay)
             delay = min(delay * 2, longest)
+
+    def _publish_one(self) -> None:
+        """Write the copies for people of what was committed longest ago, of one outermost run."""
+        root, rows = next(iter(self._unpublished.items()))
+        del self._unpublished[root]
+        self._unpublished_rows -= len(rows)
+        try:
+            self._results.publish([(root, row) for row in rows])
+        except Exception as error:  # noqa: BLE001  # the rows are on disk, and they are the record
+            _report(f"result files could not be written: {error!r}")
 
     def _has_given_up(self) -> bool:
         return self._give_up_at is not None and time.monotonic() >= self._give_up_at
