@@ -38,7 +38,7 @@ LAYERS: dict[str, list[str]] = {
     "ports": ["abc"],
     "adapters": ["stores", "results", "_backend"],
     "live": ["_services", "_run", "context"],
-    "services": ["logs"],
+    "services": ["run_logger", "logs"],
     "engine": ["_engine"],
     "composition": ["runtime", "client"],
     "definitions": ["declarations", "flows", "tasks"],

@@ -6,7 +6,6 @@ are integers, microseconds since 1970 UTC; ids are 16 bytes; everything structur
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -143,7 +142,7 @@ def _history(row: RunRow) -> list[Sequence[Any]]:
     Nearly every run is Pending, Running, then ended: its times and its newest state say all.
     """
     if row.history is not None:
-        history: list[Sequence[Any]] = json.loads(row.history)
+        history: list[Sequence[Any]] = _loads(row.history)
         return history
     entries: list[Sequence[Any]] = [(STATE_CODES[StateType.PENDING], None, None, row.created)]
     if row.started is not None:
@@ -198,7 +197,7 @@ def flow_run_of(row: RunRow) -> FlowRun:
         name=row.name or row.function,
         flow_name=row.function,
         flow_version=details.get("version"),
-        parameters={} if row.parameters is None else json.loads(row.parameters),
+        parameters={} if row.parameters is None else _loads(row.parameters),
         parent_flow_run_id=maybe_uuid(row.flow_run_id) if parent is None else UUID(parent),
         parent_task_run_id=maybe_uuid(row.parent_id),
         deployment_id=_uuid_of_text(details.get("deployment_id")),
@@ -236,15 +235,21 @@ def _common(row: RunRow) -> dict[str, Any]:
         "id": UUID(bytes=row.id),
         "state": state_of(row),
         "run_count": row.run_count,
-        "tags": () if row.tags is None else tuple(json.loads(row.tags)),
+        "tags": () if row.tags is None else tuple(_loads(row.tags)),
         "created": moment(row.created),
         "start_time": maybe_moment(row.started),
         "end_time": maybe_moment(row.ended),
     }
 
 
+def _loads(text: str) -> Any:
+    import json  # not orjson: integers of any size; at first use: importing asyncflow is to be quick
+
+    return json.loads(text)
+
+
 def _details(row: RunRow) -> dict[str, Any]:
-    details: dict[str, Any] = {} if row.details is None else json.loads(row.details)
+    details: dict[str, Any] = {} if row.details is None else _loads(row.details)
     return details
 
 

@@ -9,7 +9,6 @@ at each step cost more than the rest of the engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
@@ -31,8 +30,7 @@ _PLAIN = {(0, StateType.PENDING), (1, StateType.RUNNING)}
 _MOST_PLAIN = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(NamedTuple):
     """Why a run is being cancelled. The first one wins and is the same for the whole subtree."""
 
     message: str

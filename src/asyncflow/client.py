@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from types import TracebackType
@@ -20,6 +18,7 @@ from asyncflow.exceptions import MissingResultError, OptionError, RunNotFoundErr
 from asyncflow.ids import parse_id
 from asyncflow.runs import FlowRun, LogRecord, TaskRun
 from asyncflow.runtime import HOME, Runtime
+from asyncflow.serializers import decode
 from asyncflow.states import State, StateType
 
 __all__ = ["Client", "get_client"]
@@ -180,7 +179,7 @@ class Client:
             text = await services.results.read(row, self._host().read_file)
         if text is None:
             raise MissingResultError(run_id, _why_missing(row))
-        return json.loads(text)  # not orjson: integers of any size
+        return decode(text)
 
     async def _row(self, run_id: UUID | str, kinds: frozenset[int]) -> RunRow:
         row = await self._read(lambda services: services.store.read_run(_required_id(run_id)))
@@ -206,7 +205,7 @@ def _why_missing(row: RunRow) -> str:
     state = states_of(row)[-1]
     if not state.is_completed():
         return f"it is {state}"
-    reason = json.loads(row.details or "{}").get("not_kept")
+    reason = decode(row.details or "{}").get("not_kept")
     return reason or "none was recorded"
 
 
@@ -249,6 +248,8 @@ def _count(option: str, number: int) -> int:
 def _level(level: int | str | None) -> int | None:
     if level is None or isinstance(level, int):
         return level
+    import logging  # as in `asyncflow.logs`
+
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise OptionError("level", level, "a level of logging, such as 'WARNING'")

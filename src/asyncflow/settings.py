@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Mapping
@@ -85,6 +84,8 @@ def _expected(field: str, value: Any) -> str | None:
         case "synchronous":
             return None if value in ("full", "normal") else "'full' or 'normal'"
         case "log_level":
+            import logging  # as in `asyncflow.logs`
+
             known = isinstance(value, str) and value.upper() in logging.getLevelNamesMapping()
             return None if known else "the name of a level of logging, such as 'INFO'"
         case "persist_results_by_default":

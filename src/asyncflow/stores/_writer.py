@@ -24,7 +24,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from operator import itemgetter
@@ -60,17 +59,19 @@ CHECK_SECONDS = 1.0
 """How often the writer makes sure that the file is still the one it opened."""
 
 
-@dataclass(slots=True)
 class _Turn:
     """What one turn writes."""
 
-    runs: list[tuple[bytes, RunRow]] = field(default_factory=list[tuple[bytes, RunRow]])
-    logs: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
-    tickets: list[Ticket] = field(default_factory=list[Ticket])
-    unreadable: StoreError | None = None
-    """Why a run could not be recorded at all: a fault of ours that its tickets must tell."""
-    rows: list[RunRow] | None = None
-    """The rows to commit, once their results are written: a repeated turn writes no result twice."""
+    __slots__ = ("logs", "rows", "runs", "tickets", "unreadable")
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[bytes, RunRow]] = []
+        self.logs: list[tuple[Any, ...]] = []
+        self.tickets: list[Ticket] = []
+        self.unreadable: StoreError | None = None
+        """Why a run could not be recorded at all: a fault of ours that its tickets must tell."""
+        self.rows: list[RunRow] | None = None
+        """The rows to commit, once their results are written: a repeated turn writes no result twice."""
 
 
 class Writer:

@@ -6,9 +6,10 @@ SQLite store is compared with, so it is written to be obviously right.
 
 from __future__ import annotations
 
-import json
 import os
 from threading import RLock
+
+import orjson
 
 from asyncflow._rows import STATE_CODES, LogRow, RunRow, default_task_run_name, storable
 from asyncflow.abc import LogQuery, Recordable, RunQuery, RunStore, Ticket
@@ -109,7 +110,7 @@ def _fits(row: RunRow, query: RunQuery) -> bool:
         and query.parent_id in (None, row.parent_id)
         and (query.since is None or row.created >= query.since)
         and (query.until is None or row.created < query.until)
-        and (query.tags is None or query.tags <= set(json.loads(row.tags or "[]")))
+        and (query.tags is None or query.tags <= set(orjson.loads(row.tags or "[]")))
     )
 
 
