@@ -11,10 +11,12 @@ from uuid import UUID
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 import trio
 
 from asyncflow import FlowRun, State, TaskRun, flow, get_client, runtime, task
+from asyncflow.runtime import HOME
 from asyncflow.states import Completed
 
 label: ContextVar[str] = ContextVar("label", default="")
@@ -199,6 +201,7 @@ async def test_the_folder_of_results_is_the_outermost_flows_alone(home: Any) -> 
         return runtime.flow_run.id
 
     run_id = await parent()
+    await anyio.to_thread.run_sync(HOME.close_default)  # the files for people follow the commit
     assert [each.name for each in (home / "results").iterdir()] == [str(run_id)]
 
 
