@@ -127,6 +127,15 @@ def test_a_run_may_have_two_rows(store: RunStore) -> None:
     assert store.read_tree(stand_in.id) == [stand_in, flow]
 
 
+def test_a_newer_state_replaces_every_column(store: RunStore) -> None:
+    told = run_row(seq=2, message="why", state_name="Odd", tags='["a"]', history="[]", details="{}", error="{}")
+    plain = told._replace(seq=3, message=None, state_name=None, tags=None, history=None, details=None, error=None)
+    record(store, told, plain)
+    assert store.read_run(told.id) == plain
+    record(store, richer := told._replace(seq=4))
+    assert store.read_run(told.id) == richer
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(writes=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 6)), max_size=40), data=st.data())
 def test_any_order_of_writes_leaves_the_newest_of_each_run(

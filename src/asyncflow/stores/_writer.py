@@ -14,19 +14,15 @@ Guarantees:
 
 A busy event loop lets another thread have the GIL only every 5 ms or so, and `sqlite3` gives it up
 at every statement. So a turn is one statement with a row for each run, and no BEGIN and COMMIT
-around it unless there are several. Statements exist for powers of two only, so that each is
-prepared once; the last row is repeated up to the next one, which the sequence number makes harmless.
+around it unless there are several.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
-from itertools import chain
-from operator import itemgetter
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -36,6 +32,7 @@ from asyncflow.abc import Recordable, ResultStore, Ticket
 from asyncflow.exceptions import StoreError
 from asyncflow.ids import new_id
 from asyncflow.stores._database import Database
+from asyncflow.stores._statements import insert_log, plain_values, rare_values, statements, upsert, upsert_plain
 
 if TYPE_CHECKING:
     import sqlite3
@@ -44,15 +41,12 @@ __all__ = ["Writer"]
 
 TURN = 1024
 """Most entries of the queue in one turn: what is written while the disk is slow stays bounded."""
-CHUNK = 1024
-"""Most rows in one statement: 22 columns each, and SQLite takes 32,766 values. It keeps 3 KB for each
-of them, in each statement it has prepared: 7 MB when all sizes have occurred."""
 LINGER = 0.010
 """Seconds a turn without a ticket waits for more to come."""
 MOST_LOGS = 10_000
 """Log lines that may wait; more are dropped."""
 MOST_UNPUBLISHED = 4096
-"""Committed rows that may wait for their result files while others wait for the disk."""
+"""Committed rows, and KiB of results in them, that may wait for their files while others wait for the disk."""
 RETRY = (0.05, 0.5)
 """Seconds before a failed turn is tried again: at first, and at most."""
 CHECK_SECONDS = 1.0
@@ -90,7 +84,7 @@ class Writer:
         self._writing = 0
         self._unpublished: dict[bytes, list[RunRow]] = {}
         """Committed rows by outermost run, whose result files are not written yet; the oldest first."""
-        self._unpublished_rows = 0
+        self._unpublished_weight = 0
         self._checked = 0.0
         self._give_up_at: float | None = None
         self.dropped_logs = 0
@@ -143,7 +137,6 @@ class Writer:
         return not (self.thread.is_alive() or self._waiting or self._writing)
 
     def _wake(self) -> None:
-        # One signal is enough; a stale one only makes the writer look again.
         self._idle = self._lingering = False
         self._signal.put(None)
 
@@ -164,7 +157,7 @@ class Writer:
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to write; false when the writer is to end."""
-        while self._unpublished_rows > MOST_UNPUBLISHED:
+        while self._unpublished_weight > MOST_UNPUBLISHED:
             self._publish_one()
         while not (self._waiting or self._logs):
             if self._unpublished and not self._has_given_up():
@@ -192,8 +185,7 @@ class Writer:
 
     def _take_turn(self) -> bool:
         """Write one turn; whether it was full. In a function of its own so that nothing of it stays in memory."""
-        turn = _Turn()
-        self._ticket_came = False
+        turn, self._ticket_came = _Turn(), False
         taken = self._take_runs(turn)
         self._take_logs(turn)
         self._writing = len(turn.runs)
@@ -202,7 +194,7 @@ class Writer:
             self._resolve(turn.tickets, turn.unreadable)
             for (root, _), row in zip(turn.runs, turn.rows or (), strict=True):
                 self._unpublished.setdefault(root, []).append(row)
-            self._unpublished_rows += len(turn.runs)
+                self._unpublished_weight += _weight(row)
         else:
             self._resolve(turn.tickets, self.last_error)
         return taken == TURN
@@ -255,7 +247,7 @@ class Writer:
         """Write the copies for people of what was committed longest ago, of one outermost run."""
         root, rows = next(iter(self._unpublished.items()))
         del self._unpublished[root]
-        self._unpublished_rows -= len(rows)
+        self._unpublished_weight -= sum(map(_weight, rows))
         try:
             self._results.publish([(root, row) for row in rows])
         except Exception as error:  # noqa: BLE001  # the rows are on disk, and they are the record
@@ -279,19 +271,19 @@ class Writer:
 
     def _commit(self, rows: Sequence[RunRow], logs: Sequence[tuple[Any, ...]]) -> None:
         connection = self._connection
-        plain = [_plain_values(row) for row in rows if not any(_rare_values(row))]
-        others = rows if not plain else [row for row in rows if any(_rare_values(row))]
-        statements = [
-            *_statements(_upsert_plain, plain),
-            *_statements(_upsert, others),
-            *_statements(_insert_log, logs),
+        plain = [plain_values(row) for row in rows if not any(rare_values(row))]
+        others = rows if not plain else [row for row in rows if any(rare_values(row))]
+        batch = [
+            *statements(upsert_plain, plain),
+            *statements(upsert, others),
+            *statements(insert_log, logs),
         ]
         if connection.in_transaction:  # a rollback of the last try failed
             connection.execute("ROLLBACK")
-        if len(statements) == 1:
-            connection.execute(*statements[0])
-        elif statements:
-            _in_transaction(connection, statements)
+        if len(batch) == 1:
+            connection.execute(*batch[0])
+        elif batch:
+            _in_transaction(connection, batch)
 
     def _check_in_place(self) -> None:
         now = time.monotonic()
@@ -325,73 +317,14 @@ def _in_transaction(connection: sqlite3.Connection, statements: list[tuple[str, 
         raise
 
 
-def _statements(sql: Callable[[int], str], rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[str, list[Any]]]:
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
-        size = 1 << (len(chunk) - 1).bit_length()
-        values = list(chain.from_iterable(chunk))
-        values += chunk[-1] * (size - len(chunk))
-        yield sql(size), values
-
-
-_RARE = ("name", "state_name", "message", "tags", "parameters", "result_file", "error", "history", "details")
-_COMMON = tuple(name for name in RunRow._fields if name not in _RARE)
-_rare_values = itemgetter(*(RunRow._fields.index(name) for name in _RARE))
-
-
-def _plain_values(row: RunRow) -> tuple[Any, ...]:
-    """A plain run's columns, the rare ones (all NULL) left out, ids as `bytearray`.
-
-    `sqlite3` looks for an adapter for every value that is not exactly an int, float, str or
-    bytearray, and a None or bytes costs it ten times the binding itself. A run never turns plain
-    again, so what this does not write is NULL already.
-    """
-    parent, flow_run = row[2], row[3]
-    return (
-        bytearray(row[0]),
-        row[1],
-        None if parent is None else bytearray(parent),
-        None if flow_run is None else bytearray(flow_run),
-        row[4],
-        row[5],
-        row[7],
-        *row[10:15],
-        row[17],
-    )
-
-
-@cache
-def _upsert_plain(size: int) -> str:
-    return _upsert_of(_COMMON, size)
-
-
-@cache
-def _upsert(size: int) -> str:
-    return _upsert_of(RunRow._fields, size)
-
-
-def _upsert_of(names: tuple[str, ...], size: int) -> str:
-    changes = ", ".join(f"{name} = excluded.{name}" for name in names if name != "id")
-    return (
-        f"INSERT INTO run ({', '.join(names)}) VALUES {_places(len(names), size)} "
-        f"ON CONFLICT (id) DO UPDATE SET {changes} WHERE excluded.seq > run.seq"
-    )
-
-
-@cache
-def _insert_log(size: int) -> str:
-    names = ("id", *LogRow._fields)
-    return f"INSERT OR IGNORE INTO log ({', '.join(names)}) VALUES {_places(len(names), size)}"
-
-
-def _places(columns: int, rows: int) -> str:
-    return ", ".join([f"({', '.join('?' * columns)})"] * rows)
-
-
 def _binding_errors() -> tuple[type[Exception], ...]:
     import sqlite3
 
     return ValueError, OverflowError, sqlite3.InterfaceError, sqlite3.ProgrammingError
+
+
+def _weight(row: RunRow) -> int:
+    return 1 + len(row.result or "") // 1024
 
 
 def _report(message: str) -> None:

@@ -1,0 +1,85 @@
+"""The SQL of a batch: one statement with a row for each run, for as many rows as are put in at once.
+
+Statements exist for powers of two only, so that each is prepared once; the last row is repeated up
+to the next one, which the sequence number makes harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import chain
+from operator import itemgetter
+from typing import Any
+
+from asyncflow._rows import LogRow, RunRow
+
+__all__ = ["insert_log", "plain_values", "rare_values", "statements", "upsert", "upsert_plain"]
+
+CHUNK = 1024
+"""Most rows in one statement: 22 columns each, and SQLite takes 32,766 values. It keeps 3 KB for each
+of them, in each statement it has prepared: 7 MB when all sizes have occurred."""
+
+
+def statements(sql: Callable[[int], str], rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[str, list[Any]]]:
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        size = 1 << (len(chunk) - 1).bit_length()
+        values = list(chain.from_iterable(chunk))
+        values += chunk[-1] * (size - len(chunk))
+        yield sql(size), values
+
+
+_RARE = ("name", "state_name", "message", "tags", "parameters", "result_file", "error", "history", "details")
+_COMMON = tuple(name for name in RunRow._fields if name not in _RARE)
+rare_values = itemgetter(*(RunRow._fields.index(name) for name in _RARE))
+
+
+def plain_values(row: RunRow) -> tuple[Any, ...]:
+    """A plain run's columns, the rare ones (all NULL) left out, ids as `bytearray`.
+
+    `sqlite3` looks for an adapter for every value that is not exactly an int, float, str or
+    bytearray, and a None or bytes costs it ten times the binding itself.
+    """
+    parent, flow_run = row[2], row[3]
+    return (
+        bytearray(row[0]),
+        row[1],
+        None if parent is None else bytearray(parent),
+        None if flow_run is None else bytearray(flow_run),
+        row[4],
+        row[5],
+        row[7],
+        *row[10:15],
+        row[17],
+    )
+
+
+@cache
+def upsert_plain(size: int) -> str:
+    return _upsert_of(_COMMON, size)
+
+
+@cache
+def upsert(size: int) -> str:
+    return _upsert_of(RunRow._fields, size)
+
+
+def _upsert_of(names: tuple[str, ...], size: int) -> str:
+    changes = ", ".join(
+        f"{name} = {f'excluded.{name}' if name in names else 'NULL'}" for name in RunRow._fields if name != "id"
+    )
+    return (
+        f"INSERT INTO run ({', '.join(names)}) VALUES {_places(len(names), size)} "
+        f"ON CONFLICT (id) DO UPDATE SET {changes} WHERE excluded.seq > run.seq"
+    )
+
+
+@cache
+def insert_log(size: int) -> str:
+    names = ("id", *LogRow._fields)
+    return f"INSERT OR IGNORE INTO log ({', '.join(names)}) VALUES {_places(len(names), size)}"
+
+
+def _places(columns: int, rows: int) -> str:
+    return ", ".join([f"({', '.join('?' * columns)})"] * rows)
