@@ -53,7 +53,7 @@ def call_sync(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], 
     refuse_on_loop(spec)
     before = current_run.get()
     try:
-        return deliver(drive(_run_to_end(home, owner, spec, arguments)), return_state)
+        return deliver(drive(_run_to_end(home, before, owner, spec, arguments)), return_state)
     except BaseException:
         current_run.set(before)  # as above: else each later call on this thread would belong to a dead run
         raise
@@ -65,14 +65,17 @@ def refuse_on_loop(spec: Spec) -> None:
         raise SyncCallOnEventLoopError(spec.kind.value, getattr(spec.fn, "__name__", spec.name))
 
 
-async def _run_to_end(home: Home, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:
-    run = await open_run(home, owner, spec, arguments)
+async def _run_to_end(home: Home, parent: Run | None, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:
+    if parent is None:
+        run = await _outermost(home, owner, spec, arguments)
+    else:
+        run = _child(parent, owner, spec, arguments)
     await execute(run)
     return run
 
 
 async def open_run(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], parent: Run | None = None) -> Run:
-    """A run for a call made here: child of `parent` or of the current run, or an outermost one."""
+    """A run for a stream: child of `parent` or of the current run, or an outermost one."""
     parent = parent or current_run.get()
     if parent is None:
         return await _outermost(home, owner, spec, arguments)
