@@ -86,7 +86,7 @@ def until(condition: Callable[[], object], seconds: float = 10) -> None:
 
 
 WRITE_WITHOUT_UMASK = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from asyncflow.results import FileResults
 from asyncflow.settings import Settings
@@ -103,6 +103,8 @@ waiter = Waiter()
 store.confirm(waiter.ticket())
 waiter.wait()
 store.read_run(root.id)
+while not list(home.glob("results/*/tasks.jsonl")):  # the last of the files that follow the commit
+    time.sleep(0.001)
 os._exit(0)  # the -wal and -shm files stay
 """
 
