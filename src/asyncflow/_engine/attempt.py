@@ -12,11 +12,12 @@ from functools import partial
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any
 
-from asyncflow._engine.endings import crash, describe, ending_of_cause, ending_of_raised, ending_of_scope
-from asyncflow._rules import Ending, ending_of_error, ending_of_value
+from asyncflow._engine.endings import crash, ending_of_cause, ending_of_raised, ending_of_scope
+from asyncflow._rules import Ending, ending_of_value
 from asyncflow._run import Cause, Run
 from asyncflow._specs import Colour
 from asyncflow.context import current_run
+from asyncflow.error_records import error_summary
 from asyncflow.states import StateType
 
 __all__ = ["attempt", "reachably"]
@@ -181,8 +182,7 @@ def _bury(run: Run) -> None:
 
 
 def _reason_of(run: Run, error: BaseException) -> str:
-    ending = ending_of_raised(run, error) if run.host.is_cancellation(error) else ending_of_error(error)
-    how = "was cancelled" if ending.type is StateType.CANCELLED else f"failed with {describe(error)}"
+    how = "was cancelled" if run.host.is_cancellation(error) else f"failed with {error_summary(error)}"
     return f"cancelled because its {run.spec.kind.value} run {run.display_name!r} {how}"
 
 

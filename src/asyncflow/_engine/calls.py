@@ -66,16 +66,13 @@ def refuse_on_loop(spec: Spec) -> None:
 
 
 async def _run_to_end(home: Home, parent: Run | None, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:
-    if parent is None:
-        run = await _outermost(home, owner, spec, arguments)
-    else:
-        run = _child(parent, owner, spec, arguments)
+    run = await open_run(home, owner, spec, arguments, parent)
     await execute(run)
     return run
 
 
 async def open_run(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], parent: Run | None = None) -> Run:
-    """A run for a stream: child of `parent` or of the current run, or an outermost one."""
+    """A run: child of `parent` or of the current run, or an outermost one."""
     parent = parent or current_run.get()
     if parent is None:
         return await _outermost(home, owner, spec, arguments)

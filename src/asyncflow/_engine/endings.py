@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from asyncflow._backend.base import RunScope
 from asyncflow._backend.inline import InlineCancelled
 from asyncflow._rules import Ending, ending_of_error
 from asyncflow._run import Cause, Run
-from asyncflow.error_records import encode_error, error_summary
+from asyncflow.error_records import encode_error
 from asyncflow.exceptions import CrashedRunError, NotJSONError, RunCancelledError
 from asyncflow.logs import library_logger
 from asyncflow.serializers import encode
@@ -124,8 +122,3 @@ def _warn_once(run: Run, error: NotJSONError) -> None:
         library_logger().warning(
             "the result of %s %r is not kept (said once): %s", run.spec.kind.value, run.spec.name, error
         )
-
-
-def describe(error: Any) -> str:
-    """One line about an exception, for messages."""
-    return error_summary(error)

@@ -271,8 +271,13 @@ class Writer:
 
     def _commit(self, rows: Sequence[RunRow], logs: Sequence[tuple[Any, ...]]) -> None:
         connection = self._connection
-        plain = [plain_values(row) for row in rows if not any(rare_values(row))]
-        others = rows if not plain else [row for row in rows if any(rare_values(row))]
+        plain: list[tuple[Any, ...]] = []
+        others: list[RunRow] = []
+        for row in rows:
+            if any(rare_values(row)):
+                others.append(row)
+            else:
+                plain.append(plain_values(row))
         batch = [
             *statements(upsert_plain, plain),
             *statements(upsert, others),
