@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import random
+import sys
 import threading
 import time
 import weakref
@@ -15,10 +17,12 @@ from typing import Any
 import anyio
 import anyio.from_thread
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from asyncflow import Runtime, flow, get_client, runtime, task
 from asyncflow._backend import threads
-from asyncflow._backend.threads import Job, ThreadPool
+from asyncflow._backend.threads import Job, ThreadPool, waiting
 from tests.conftest import RunPython
 
 LONG = 30.0
@@ -168,6 +172,305 @@ def test_an_idle_thread_keeps_nothing_alive() -> None:
     del thing, job, context
     gc.collect()
     assert reference() is None
+
+
+# --- waiting ---------------------------------------------------------------------------------------
+
+
+class Counter:
+    """How many bodies run at once: each says when it runs and when it does not."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.now = self.most = 0
+
+    def add(self, count: int) -> None:
+        with self.lock:
+            self.now += count
+            self.most = max(self.most, self.now)
+
+
+def end_all(pool: ThreadPool, bodies: list[Callable[[], object]]) -> list[Job]:
+    """Run the bodies, started in this order, to their ends; what one of them raised is raised."""
+    ended = threading.Semaphore(0)
+    jobs = [Job(copy_context(), body, ended.release) for body in bodies]
+    for job in jobs:
+        pool.start(job)
+    for _ in jobs:
+        assert ended.acquire(timeout=LONG)
+    for job in jobs:
+        if job.error is not None:
+            raise job.error
+    return jobs
+
+
+def when_idle(pool: ThreadPool) -> None:
+    """A worker gives back its slot just after its job has told that it ended."""
+    deadline = time.monotonic() + 10
+    while pool.busy:
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+
+
+def test_a_thousand_bodies_that_wait_for_one_another_need_four_slots() -> None:
+    count, pool, counter = 1000, ThreadPool(4), Counter()
+    results = [threading.Event() for _ in range(count)]
+
+    def make(number: int) -> Callable[[], int]:
+        def body() -> int:
+            counter.add(1)
+            if number + 1 < count:
+                counter.add(-1)
+                with waiting():
+                    assert results[number + 1].wait(LONG)
+                counter.add(1)
+            results[number].set()
+            counter.add(-1)
+            return number
+
+        return body
+
+    jobs = end_all(pool, [make(number) for number in range(count)])
+    assert [job.value for job in jobs] == list(range(count))
+    assert counter.most <= 4
+    when_idle(pool)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    size=st.integers(1, 4),
+    plans=st.lists(st.lists(st.integers(1, 12), max_size=4), min_size=1, max_size=12),
+)
+def test_whoever_waits_for_whom_all_end_and_no_more_than_size_run(size: int, plans: list[list[int]]) -> None:
+    """Each body waits for some that come after it, one by one."""
+    pool, counter = ThreadPool(size), Counter()
+    began: list[int] = []
+    results = [threading.Event() for _ in plans]
+
+    def make(number: int) -> Callable[[], None]:
+        def body() -> None:
+            counter.add(1)
+            began.append(number)
+            for distance in plans[number]:
+                if number + distance < len(plans):
+                    counter.add(-1)
+                    with waiting():
+                        assert results[number + distance].wait(LONG)
+                    counter.add(1)
+                    time.sleep(0)
+            results[number].set()
+            counter.add(-1)
+
+        return body
+
+    end_all(pool, [make(number) for number in range(len(plans))])
+    assert counter.most <= size
+    assert sorted(began) == list(range(len(plans)))
+    if size == 1:
+        assert began == sorted(began)
+    when_idle(pool)
+
+
+def test_a_storm_of_waits_keeps_to_the_size() -> None:
+    size, bodies, waits = 3, 40, 50
+    pool, counter, chance = ThreadPool(size), Counter(), random.Random(3)
+    ticks = [threading.Semaphore(0) for _ in range(bodies)]
+    moments = [[chance.random() < 0.5 for _ in range(waits)] for _ in range(bodies)]
+
+    def make(number: int) -> Callable[[], None]:
+        def body() -> None:
+            counter.add(1)
+            for early in moments[number]:
+                if early:  # the wait is over before it begins
+                    ticks[number].release()
+                counter.add(-1)
+                with waiting():
+                    if not early:
+                        ticks[number].release()
+                    assert ticks[number].acquire(timeout=LONG)
+                counter.add(1)
+            counter.add(-1)
+
+        return body
+
+    end_all(pool, [make(number) for number in range(bodies)])
+    assert counter.most <= size
+    when_idle(pool)
+
+
+class Line:
+    """One slot, who holds it when, and who waits for what."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPool(1)
+        self.order: list[str] = []
+        self.ended = threading.Semaphore(0)
+
+    def start(self, body: Callable[[], None]) -> Job:
+        job = Job(copy_context(), body, self.ended.release)
+        self.pool.start(job)
+        return job
+
+    def until_returning(self, count: int) -> None:
+        deadline = time.monotonic() + 10
+        while len(self.pool._returning) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
+
+    def waiter(self, name: str, wake: threading.Event, **interrupt: Any) -> tuple[Job, threading.Event]:
+        """A job that waits for `wake`, and an event that says it has begun to."""
+        waits = threading.Event()
+
+        def body() -> None:
+            with waiting(**interrupt):
+                waits.set()
+                assert wake.wait(LONG)
+            self.order.append(name)
+
+        return self.start(body), waits
+
+    def holder(self, name: str) -> tuple[threading.Event, threading.Event]:
+        """A job that holds its slot; gives what says that it has it, and what lets it go."""
+        holds, release = threading.Event(), threading.Event()
+
+        def body() -> None:
+            holds.set()
+            assert release.wait(LONG)
+            self.order.append(name)
+
+        self.start(body)
+        return holds, release
+
+
+def test_who_comes_back_is_first_in_line_in_the_order_of_coming_back() -> None:
+    line = Line()
+    wakes = [threading.Event() for _ in range(3)]
+    for number, wake in enumerate(wakes):
+        _, waits = line.waiter(f"waiter {number}", wake)
+        assert waits.wait(10)
+    holds, release = line.holder("holder")
+    assert holds.wait(10)
+    line.start(lambda: line.order.append("late"))
+    for count, number in enumerate((2, 0, 1), 1):
+        wakes[number].set()
+        line.until_returning(count)
+    assert line.order == []
+    release.set()
+    for _ in range(5):
+        assert line.ended.acquire(timeout=10)
+    assert line.order == ["holder", "waiter 2", "waiter 0", "waiter 1", "late"]
+
+
+@pytest.mark.parametrize("how", ["returns", "raises"])
+def test_who_is_interrupted_while_it_waits_for_a_slot_goes_on_without_one(how: str) -> None:
+    line, wake, interrupt = Line(), threading.Event(), threading.Event()
+
+    def wait_for_turn(turn: threading.Event) -> None:
+        assert interrupt.wait(LONG)
+        if how == "raises":
+            raise LookupError
+
+    job, waits = line.waiter("waiter", wake, wait_for_turn=wait_for_turn)
+    assert waits.wait(10)
+    holds, release = line.holder("holder")
+    assert holds.wait(10)
+    _, last_release = line.holder("last")
+    wake.set()
+    line.until_returning(1)
+    interrupt.set()
+    assert line.ended.acquire(timeout=10)
+    assert isinstance(job.error, LookupError if how == "raises" else type(None))
+    # The slot it never had was not handed on when it ended: the holder still has the only one.
+    deadline = time.monotonic() + 10
+    while line.pool.busy > 1:
+        assert time.monotonic() < deadline
+    assert line.order == (["waiter"] if how == "returns" else [])
+    release.set()
+    last_release.set()
+    for _ in range(2):
+        assert line.ended.acquire(timeout=10)
+    assert line.order[-2:] == ["holder", "last"]
+    when_idle(line.pool)
+
+
+def test_a_wait_that_raises_goes_on_at_once() -> None:
+    line = Line()
+    waits, fail = threading.Event(), threading.Event()
+
+    def body() -> None:
+        with waiting():
+            waits.set()
+            assert fail.wait(LONG)
+            raise LookupError
+
+    job = line.start(body)
+    assert waits.wait(10)
+    holds, release = line.holder("holder")
+    assert holds.wait(10)
+    fail.set()
+    assert line.ended.acquire(timeout=10)
+    assert isinstance(job.error, LookupError)
+    release.set()
+    assert line.ended.acquire(timeout=10)
+    when_idle(line.pool)
+
+
+def test_waits_within_waits_give_one_slot_back() -> None:
+    pool, counter = ThreadPool(2), Counter()
+
+    def body() -> None:
+        with waiting():
+            with waiting():
+                pass
+            counter.add(pool.busy)
+        counter.add(pool.busy)
+
+    end_all(pool, [body])
+    assert counter.now == 1
+    with waiting(), waiting():  # on no thread of a pool: nothing happens
+        assert pool.busy <= 1
+    when_idle(pool)
+
+
+NO_THREADS = """
+import threading
+from contextvars import copy_context
+from asyncflow._backend.threads import Job, ThreadPool, waiting
+
+pool, ended, blocked, go = ThreadPool(1), threading.Semaphore(0), threading.Event(), threading.Event()
+
+def first():
+    assert go.wait(30)
+    with waiting():  # here the next one would begin
+        assert ended.acquire(timeout=30)
+        assert ended.acquire(timeout=30)
+
+jobs = [Job(copy_context(), body, ended.release) for body in (first, int, int)]
+for job in jobs:
+    pool.start(job)
+threading.stack_size(1 << 46)  # more than there is: the system refuses the thread
+go.set()
+assert ended.acquire(timeout=30)
+print([type(job.error).__name__ for job in jobs], [job.ended for job in jobs])
+while pool.busy:
+    pass
+pool._idle.clear()
+try:
+    pool.start(Job(copy_context(), int, ended.release))
+except RuntimeError:
+    print("refused")
+assert pool.busy == 0
+threading.stack_size(0)
+pool.start(Job(copy_context(), int, ended.release))
+assert ended.acquire(timeout=30)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how a system refuses a thread is its own")
+def test_when_the_system_gives_no_thread_the_waiters_are_told(run_python: RunPython) -> None:
+    assert run_python(NO_THREADS).stdout == (
+        "['NoneType', 'RuntimeError', 'RuntimeError'] [True, True, True]\nrefused\n"
+    )
 
 
 # --- through acall -----------------------------------------------------------------------------

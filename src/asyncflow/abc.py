@@ -5,6 +5,7 @@ Every adapter passes the port's contract test suite (`tests/contracts/`). Nothin
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,12 @@ class Clock(Protocol):
         """Seconds since some moment; never goes back."""
         ...
 
-    def sleep(self, seconds: float) -> None:
-        """Block this thread. Only threads without a loop wait by the clock; loops have their own time."""
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        """Block this thread until `event` is set or `seconds` have passed; gives whether the event was set.
+
+        It may return earlier: who waits looks at the clock again. Only threads without a loop wait
+        by the clock; loops have their own time.
+        """
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 __all__ = ["SystemClock"]
@@ -14,6 +15,7 @@ class SystemClock:
     now: staticmethod[[], float] = staticmethod(time.time)
     monotonic: staticmethod[[], float] = staticmethod(time.monotonic)
 
-    def sleep(self, seconds: float) -> None:
-        """Block this thread."""
-        time.sleep(seconds)
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        """Block this thread until `event` is set or the time has passed; gives whether it was set."""
+        # No system waits longer than that (49 days on Windows) at a time, and Python refuses to try.
+        return event.wait(min(seconds, threading.TIMEOUT_MAX))
