@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
 from asyncflow._backend.threads import ThreadPool
+from asyncflow._limiter import Limiter
+from asyncflow._limits import LimitRegistry
 from asyncflow.abc import Clock, ResultStore, RunStore
 from asyncflow.settings import Settings
 
@@ -23,5 +26,9 @@ class Services:
     settings: Settings
     clock: Clock
     threads: ThreadPool
+    limits: LimitRegistry = field(default_factory=LimitRegistry)
+    """The named limits that `concurrency` and `rate_limit` share among these runs."""
+    tag_limits: Mapping[str, Limiter] = field(default_factory=dict[str, Limiter])
+    """The places of the task bodies with a tag, for the tags that are limited."""
     outermost: WeakSet[Any] = field(default_factory=WeakSet[Any])
     """The live outermost runs: what is still open when the runtime closes is recorded Crashed."""

@@ -1,0 +1,151 @@
+"""Errors of runs: their states, waiting for them, stopping them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asyncflow.exceptions.base import AsyncflowError, StateError
+
+__all__ = [
+    "CannotCancelNestedRunError",
+    "CrashedRunError",
+    "FailedRunError",
+    "IllegalTransitionError",
+    "NestingTooDeepError",
+    "NoRuntimeError",
+    "RunCancelledError",
+    "RunElsewhereError",
+    "RunEndedError",
+    "StateNotFinalError",
+    "UnfinishedRunError",
+    "UpstreamFailedError",
+    "WaitCycleError",
+    "WaitTimeoutError",
+]
+
+
+class FailedRunError(StateError):
+    """A run ended Failed and no exception of its own says why (a state made by hand)."""
+
+
+class CrashedRunError(StateError):
+    """A run ended Crashed and no exception of its own says why."""
+
+
+class RunCancelledError(StateError):
+    """A run was cancelled, but whoever waits for it was not.
+
+    An ``Exception`` on purpose: on trio nobody can make a cancellation, and asyncio's task
+    groups swallow one that nobody asked for.
+    """
+
+
+class StateNotFinalError(StateError):
+    """A flow returned a hand-made state that is not final."""
+
+
+class UnfinishedRunError(StateError):
+    """The result was asked of a state that is not final."""
+
+
+class IllegalTransitionError(AsyncflowError):
+    """A run was asked to move to a state it cannot reach from where it is."""
+
+    def __init__(self, before: str, after: str) -> None:
+        self.before = before
+        self.after = after
+        super().__init__(f"a run cannot go from {before} to {after}")
+
+
+class RunEndedError(AsyncflowError, RuntimeError):
+    """A flow or task was called under a run that is ending or has ended."""
+
+    def __init__(self, called: str, parent: str) -> None:
+        self.called = called
+        self.parent = parent
+        super().__init__(
+            f"{called!r} was called under run {parent!r}, which is ending or has ended, so nothing would "
+            f"wait for it. Await it inside the run, or start it on its own:\n"
+            f"    with asyncflow.detached():\n"
+            f"        ...  # call {called} here"
+        )
+
+
+class WaitTimeoutError(AsyncflowError, TimeoutError):
+    """A run had not ended when the time to wait for it was over. It goes on."""
+
+    def __init__(self, run: str, seconds: float) -> None:
+        self.run = run
+        self.seconds = seconds
+        super().__init__(f"run {run!r} had not ended after {seconds:g} seconds")
+
+
+class WaitCycleError(AsyncflowError, RuntimeError):
+    """A run was asked to wait for one that can only end after itself."""
+
+    def __init__(self, run: str, target: str) -> None:
+        self.run = run
+        self.target = target
+        what = "itself" if run == target else f"run {target!r}, which cannot end before it"
+        super().__init__(f"run {run!r} would wait for {what}: neither could ever go on")
+
+
+class UpstreamFailedError(StateError):
+    """A run was not begun, because one whose future it was given did not complete.
+
+    The upstream's own exception is its `__cause__`.
+    """
+
+    def __init__(self, run: str, upstream: str, state: Any) -> None:
+        self.run = run
+        self.upstream = upstream
+        super().__init__(
+            f"run {run!r} was not begun: run {upstream!r}, whose future it was given, ended {state}. To begin "
+            f"all the same, with the exception in its place, pass asyncflow.allow_failure(future)",
+            state,
+        )
+
+
+class NestingTooDeepError(AsyncflowError, RecursionError):
+    """Runs call runs more deeply than the limit, most likely without an end."""
+
+    def __init__(self, run: str, limit: int) -> None:
+        self.run = run
+        self.limit = limit
+        super().__init__(
+            f"run {run!r} would be nested more than {limit} deep; if that is meant, set ASYNCFLOW_NESTING_LIMIT"
+        )
+
+
+class CannotCancelNestedRunError(AsyncflowError):
+    """A nested flow run was to be cancelled without the run it is a part of."""
+
+    def __init__(self, run_id: object, outermost_id: object) -> None:
+        self.run_id: str = str(run_id)
+        self.outermost_id: str = str(outermost_id)
+        super().__init__(
+            f"flow run {self.run_id} is a part of flow run {self.outermost_id} and cannot be cancelled apart from it: "
+            f"cancel that one, or keep the future of the nested run, `future = my_flow.submit(...)`, and cancel that"
+        )
+
+
+class RunElsewhereError(AsyncflowError):
+    """A run goes on, but not in this process."""
+
+    def __init__(self, run_id: object, state: Any) -> None:
+        self.run_id: str = str(run_id)
+        self.state = state
+        super().__init__(f"run {self.run_id} is {state}, and not in this process: cancel it in the process it runs in")
+
+
+class NoRuntimeError(AsyncflowError, RuntimeError):
+    """Something was submitted outside of any run while no runtime was open that could wait for it."""
+
+    def __init__(self, function: str) -> None:
+        self.function = function
+        super().__init__(
+            f"{function}.submit(...) was called outside of any run, so nothing would wait for it. Await "
+            f"{function}.acall(...) instead, or open a runtime that outlives it:\n"
+            f"    async with asyncflow.Runtime():\n"
+            f"        future = {function}.submit(...)"
+        )
