@@ -1,0 +1,770 @@
+"""Cancel at every await: flows that use everything are cancelled at each place where they suspend.
+
+And the harness itself, which is public in `asyncflow.testing`: that it finds what it is there to find.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import pickle
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+import trio
+
+from asyncflow import Runtime, StateType, flow, runtime, task
+from asyncflow._rows import STATE_CODES, STATE_TYPES, RunRow
+from asyncflow.exceptions import RunCancelledError
+from asyncflow.stores.memory import MemoryStore
+from asyncflow.testing import Attempt, CancelSafetyError, cancel_everywhere
+from asyncflow.testing._records import newest_id, record_problems, rows_after
+from tests.conftest import BACKENDS, RunPython
+
+asyncio_only = pytest.mark.parametrize("anyio_backend", [each for each in BACKENDS if each.id != "trio"], indirect=True)
+trio_only = pytest.mark.parametrize("anyio_backend", [each for each in BACKENDS if each.id == "trio"], indirect=True)
+# `cancel_flow_run` joins them as a function of the point's number.
+WAYS = pytest.mark.parametrize("how", ["scope", "native", "wait_for"])
+
+LONG = 30.0
+"""Seconds that nothing here waits for."""
+
+
+# --- what the scripted flows are made of ----------------------------------------------------
+
+
+class Opened:
+    """What bodies have opened and not closed again; closing awaits, as clean-up does."""
+
+    def __init__(self) -> None:
+        self.now: int = 0
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        self.now += 1
+        try:
+            yield
+        finally:
+            try:
+                with anyio.CancelScope(shield=True):  # a native cancel goes through it
+                    await anyio.lowlevel.checkpoint()
+            finally:
+                self.now -= 1
+
+
+OPENED = Opened()
+
+
+@pytest.fixture(autouse=True)
+def all_closed() -> Iterator[None]:
+    OPENED.now = 0
+    yield
+    assert OPENED.now == 0
+
+
+async def hook(_owner: object, run: Any, state: Any) -> None:
+    assert run.state.id == state.id
+    await anyio.lowlevel.checkpoint()
+
+
+def plain_hook(_owner: object, run: Any, state: Any) -> None:
+    assert run.state.id == state.id
+
+
+@task
+async def quick(number: int) -> int:
+    async with OPENED.one():
+        await anyio.lowlevel.checkpoint()
+        return number
+
+
+@task(retries=2, retry_delay_seconds=0, on_running=[hook], on_completion=[plain_hook])
+async def flaky(number: int) -> int:
+    async with OPENED.one():
+        await anyio.lowlevel.checkpoint()
+        if runtime.task_run.run_count < 3:
+            raise LookupError(number)
+        return number
+
+
+@task(timeout_seconds=0.001, on_failure=[hook])
+async def late() -> None:
+    async with OPENED.one():
+        await anyio.sleep(LONG)
+
+
+@task(on_completion=[plain_hook])
+def in_thread(number: int) -> int:
+    return number
+
+
+@flow
+def sync_flow(number: int) -> int:
+    return in_thread(number)
+
+
+@task
+async def count(items: int) -> AsyncIterator[int]:
+    for number in range(items):
+        async with OPENED.one():
+            await anyio.lowlevel.checkpoint()
+        yield number
+
+
+@task
+def count_in_thread(items: int) -> Iterator[int]:
+    yield from range(items)
+
+
+async def together(*calls: Awaitable[int]) -> list[int]:
+    """What `asyncio.gather` gives, by a task group, on every loop."""
+    found: dict[int, int] = {}
+
+    async def one(place: int, call: Awaitable[int]) -> None:
+        found[place] = await call
+
+    async with anyio.create_task_group() as group:
+        for place, call in enumerate(calls):
+            group.start_soon(one, place, call)
+    return [found[place] for place in sorted(found)]
+
+
+@flow(durability="task", on_completion=[hook], on_cancellation=[hook, plain_hook])
+async def nested(number: int) -> int:
+    assert await together(quick(1), flaky(2)) == [1, 2]
+    return await quick(number)
+
+
+# --- the scripts: each is a flow, and what it gives -----------------------------------------
+
+
+@flow(on_completion=[hook], on_cancellation=[hook], on_running=[hook])
+async def everything() -> list[int]:
+    found = [await quick(0), await flaky(1)]
+    with pytest.raises(TimeoutError):
+        await late()
+    found.append(await in_thread.acall(2))
+    found.append(await nested(3))
+    async with count.stream(2) as items:
+        found += [item async for item in items]
+    return found + await together(nested(4), in_thread.acall(5), flaky(6))
+
+
+@flow
+async def streams() -> list[int]:
+    found = [item async for item in count(2)]
+    async with count_in_thread.stream(2) as numbers:
+        found += [await quick(number) async for number in numbers]
+    async with count.stream(5) as items:
+        async for item in items:
+            found.append(item)
+            if item == 1:
+                break
+    left_open = count(3)
+    found.append(await anext(left_open))
+
+    async def consume(items: int) -> int:
+        return sum([item async for item in count(items)])
+
+    return found + await together(consume(2), consume(3))
+
+
+@flow(retries=1, retry_delay_seconds=0, on_failure=[hook], on_running=[hook])
+async def retried() -> list[int]:
+    if runtime.flow_run.run_count == 1:
+        with contextlib.suppress(TimeoutError):
+            await bounded()
+        await together(quick(0), sync_flow.acall(1), nested(2))
+        raise LookupError("the first attempt")
+    with anyio.move_on_after(0.001):
+        await asleep()
+    state = await late(return_state=True)
+    assert state.name == "TimedOut"
+    return await together(quick(0), sync_flow.acall(1), nested(2))
+
+
+@flow(timeout_seconds=0.002)
+async def bounded() -> None:
+    await nested_sleep()
+
+
+@flow
+async def nested_sleep() -> None:
+    await asleep()
+
+
+@task
+async def asleep() -> int:
+    async with OPENED.one():
+        await anyio.sleep(LONG)
+        return 0
+
+
+@task
+async def fails() -> int:
+    await anyio.lowlevel.checkpoint()
+    raise LookupError("fails")
+
+
+@flow
+async def broken() -> None:
+    await asyncio.gather(fails(), asleep(), nested(4))
+
+
+@flow
+async def in_asyncio() -> list[int]:
+    """What only asyncio has."""
+    found = await asyncio.gather(quick(0), flaky(1), nested(2), in_thread.acall(3))
+    with contextlib.suppress(LookupError):
+        await broken()
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(quick(4)), group.create_task(nested(5))]
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asleep(), 0.001)
+    async with asyncio.timeout(LONG):
+        return [*found, *(each.result() for each in tasks), await quick(6)]
+
+
+def as_it_should(value: object) -> Callable[[Attempt], None]:
+    """The caller's part and the record tell one story."""
+
+    def check(attempt: Attempt) -> None:
+        assert OPENED.now == 0
+        if attempt.ending == "completed":
+            assert attempt.value == value
+            assert attempt.runs[0].state.is_completed()
+        elif attempt.runs:
+            # The cancellation of a caller that waits for the disk or a hook comes out after the record.
+            assert attempt.runs[0].state.type in (StateType.CANCELLED, StateType.COMPLETED)
+        if attempt.point == 0:
+            assert attempt.ending == "completed"
+
+    return check
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("script", "value"),
+    [
+        pytest.param(everything, [0, 1, 2, 3, 0, 1, 4, 5, 6], id="everything"),
+        pytest.param(streams, [0, 1, 0, 1, 0, 1, 0, 1, 3], id="streams"),
+        pytest.param(retried, [0, 1, 2], id="retried"),
+    ],
+)
+async def test_a_flow_cancelled_at_every_await(script: Any, value: object, how: Any) -> None:
+    with Runtime(store=MemoryStore()):
+        report = await cancel_everywhere(script, how=how, check=as_it_should(value))
+    assert report.points >= 30
+    assert report.endings["cancelled"] >= 0.7 * report.points
+
+
+@WAYS
+@asyncio_only
+async def test_a_flow_of_asyncio_cancelled_at_every_await(how: Any) -> None:
+    with Runtime(store=MemoryStore()):
+        report = await cancel_everywhere(in_asyncio, how=how, check=as_it_should([0, 1, 2, 3, 4, 5, 6]))
+    assert report.points >= 30
+    assert report.endings["cancelled"] >= 0.7 * report.points
+
+
+@WAYS
+async def test_with_the_database(how: Any) -> None:
+    value = [0, 1, 2, 3, 0, 1, 4, 5, 6]
+    async with Runtime():
+        report = await cancel_everywhere(everything, how=how, check=as_it_should(value), limit=25)
+    assert sum(report.endings.values()) == 25
+
+
+# --- what the harness found and the engine still does ----------------------------------------
+
+
+@task
+async def answers_with_an_error() -> int:
+    try:
+        await anyio.lowlevel.checkpoint()
+    except BaseException:
+        raise LookupError("in its clean-up") from None
+    return 0
+
+
+@trio_only
+async def test_a_failure_beside_cancellations_crashes_nothing() -> None:
+    @task
+    async def sibling() -> int:
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        return 1
+
+    @flow
+    async def group() -> list[int]:
+        return await together(answers_with_an_error(), sibling())
+
+    with Runtime(store=MemoryStore()):
+        await cancel_everywhere(group, raises=ExceptionGroup)
+
+
+@asyncio_only
+async def test_nothing_is_tried_again_for_a_cancelled_caller() -> None:
+    @flow(retries=1, retry_delay_seconds=0)
+    async def tried() -> str:
+        if runtime.flow_run.run_count == 1:
+            try:
+                await anyio.lowlevel.checkpoint()
+            finally:
+                raise LookupError("in its clean-up")
+        await anyio.lowlevel.checkpoint()
+        return "the second attempt's"
+
+    def check(attempt: Attempt) -> None:
+        assert attempt.where is None or attempt.ending in ("cancelled", "LookupError")
+
+    with Runtime(store=MemoryStore()):
+        await cancel_everywhere(tried, how="native", check=check, raises=LookupError)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="CPython 3.11 has no eager tasks")
+@pytest.mark.parametrize("anyio_backend", [each for each in BACKENDS if each.id == "asyncio-eager"], indirect=True)
+async def test_a_scope_cancelled_in_an_eager_hook_catches_it() -> None:
+    scopes: list[anyio.CancelScope] = []
+
+    async def cancelling(*_: object) -> None:
+        scopes[-1].cancel()
+        await anyio.lowlevel.checkpoint()
+
+    inner = asleep.with_options(on_cancellation=[cancelling])
+
+    @flow(timeout_seconds=0.01)
+    async def outer() -> None:
+        await inner()
+
+    async def caller() -> None:
+        with anyio.CancelScope() as scope, contextlib.suppress(TimeoutError):
+            scopes.append(scope)
+            await outer()
+
+    call = asyncio.Task(caller())
+    with Runtime(store=MemoryStore()):
+        await asyncio.wait([call])
+    assert not call.cancelled()
+
+
+# --- the harness: what it counts -------------------------------------------------------------
+
+
+@WAYS
+async def test_points_are_the_suspensions_of_all_tasks(how: Any) -> None:
+    async def child() -> None:
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+
+    async def make() -> str:
+        await anyio.lowlevel.checkpoint()
+        async with anyio.create_task_group() as group:
+            group.start_soon(child)
+        return "done"
+
+    places: list[str] = []
+
+    def check(attempt: Attempt) -> None:
+        assert attempt.how == how
+        assert attempt.runs == ()
+        assert (attempt.value == "done") == (attempt.ending == "completed")
+        if attempt.where is not None:
+            places.append(attempt.where.partition(" in ")[2].partition(" (")[0].rpartition(".")[2])
+
+    report = await cancel_everywhere(make, how=how, check=check)
+    assert places[:4] == ["make", "make", "child", "child"]
+    assert report.points == len(places)
+    assert set(places[4:]) <= {"make"}  # how often a task group's end suspends is its own affair
+    assert sum(report.endings.values()) == report.points
+    assert str(report).startswith(
+        f"{report.points} suspension points by {how}: {report.endings['cancelled']} cancelled"
+    )
+
+
+async def test_a_place_is_a_line_of_the_users_own() -> None:
+    async def generator() -> AsyncIterator[int]:
+        await anyio.lowlevel.checkpoint()
+        yield 1
+
+    class Awaitable_:
+        def __await__(self) -> Any:
+            return anyio.lowlevel.checkpoint().__await__()
+
+    async def make() -> None:
+        async for _ in generator():
+            pass
+        async with asynccontextmanager(generator)():
+            pass
+        await Awaitable_()
+
+    places: list[str] = []
+    await cancel_everywhere(make, check=lambda attempt: places.append(attempt.where or ""))
+    names = [place.partition(" in ")[2].partition(" (")[0].rpartition(".")[2] for place in places]
+    assert names == ["", "generator", "generator", "make", ""]
+    assert all(place.startswith(f"{__file__}:") for place in places if place)
+    assert all("task " in place for place in places if place)
+
+
+async def test_a_limit_spreads_the_points() -> None:
+    async def make() -> None:
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+
+    points: list[int] = []
+    report = await cancel_everywhere(make, limit=4, check=lambda attempt: points.append(attempt.point))
+    assert points == [0, 1, 6, 11, 16]
+    assert report.points == 20
+    assert report.endings == {"cancelled": 4}
+
+
+async def test_a_call_that_got_shorter_does_not_reach_its_last_points() -> None:
+    calls: list[None] = []
+
+    async def make() -> None:
+        calls.append(None)
+        for _ in range(5 if len(calls) == 1 else 3):
+            await anyio.lowlevel.checkpoint()
+
+    report = await cancel_everywhere(make)
+    assert report.endings == {"cancelled": 3, "not reached": 2}
+
+
+async def test_an_own_way_to_cancel() -> None:
+    scopes: list[anyio.CancelScope] = []
+    called: list[int] = []
+
+    async def make() -> None:
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            await everything()
+
+    async def cancel_the_newest(point: int) -> None:
+        called.append(point)
+        await anyio.lowlevel.checkpoint()
+        scopes[-1].cancel()
+
+    with Runtime(store=MemoryStore()):
+        report = await cancel_everywhere(make, how=cancel_the_newest, limit=20)
+    assert report.how.endswith("cancel_the_newest")
+    assert called == sorted(called)
+    assert len(called) == 20 - report.endings.get("not reached", 0)
+    assert report.endings["completed"] == len(called)
+
+
+async def test_an_own_way_may_end_the_call_with_what_cancelled_runs_raise() -> None:
+    stopped: list[int] = []
+
+    async def make() -> None:
+        stopped.clear()
+        for _ in range(3):
+            await anyio.lowlevel.checkpoint()
+            if stopped:
+                raise RunCancelledError("stopped")
+
+    report = await cancel_everywhere(make, how=stopped.append)
+    assert report.endings["RunCancelledError"] >= 2
+
+
+async def test_an_own_way_that_raises_is_not_swallowed() -> None:
+    def how(point: int) -> None:
+        raise ZeroDivisionError(point)
+
+    with pytest.raises(ZeroDivisionError):
+        await cancel_everywhere(anyio.lowlevel.checkpoint, how=how)
+
+
+async def test_what_cannot_be_asked_for() -> None:
+    with pytest.raises(ValueError, match="'kill' is not a way to cancel"):
+        await cancel_everywhere(anyio.lowlevel.checkpoint, how="kill")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="limit=0"):
+        await cancel_everywhere(anyio.lowlevel.checkpoint, limit=0)
+
+
+@asyncio_only
+async def test_the_loop_is_as_it_was() -> None:
+    loop = asyncio.get_running_loop()
+    before = loop.get_task_factory(), loop.get_exception_handler()
+    frozen = gc.get_freeze_count()
+    with pytest.raises(CancelSafetyError):
+        await cancel_everywhere(leaves_a_task)
+    LEFT.pop().cancel()
+    assert (loop.get_task_factory(), loop.get_exception_handler()) == before
+    assert gc.get_freeze_count() <= frozen
+
+
+@asyncio_only
+async def test_a_task_factory_of_the_users_goes_on_making_tasks() -> None:
+    made: list[str] = []
+
+    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        made.append(coroutine.__name__)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    async def child() -> None:
+        await asyncio.sleep(0)
+
+    async def make() -> None:
+        await asyncio.gather(child(), child())
+
+    loop = asyncio.get_running_loop()
+    before = loop.get_task_factory()
+    loop.set_task_factory(factory)
+    try:
+        report = await cancel_everywhere(make)
+    finally:
+        loop.set_task_factory(before)
+    assert set(made) == {"child"}
+    assert report.points == 3
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="CPython 3.11 has no eager tasks")
+@pytest.mark.parametrize("anyio_backend", [each for each in BACKENDS if each.id == "asyncio-eager"], indirect=True)
+async def test_eager_tasks_stay_eager() -> None:
+    seen: list[str] = []
+
+    async def child() -> None:
+        seen.append("child")
+
+    async def make() -> None:
+        made = asyncio.create_task(child())
+        seen.append("caller")
+        await made
+
+    await cancel_everywhere(make)
+    assert seen[:2] == ["child", "caller"]
+
+
+# --- the harness: what it finds --------------------------------------------------------------
+
+LEFT: list[Any] = []
+
+
+async def leaves_a_task() -> None:
+    try:
+        await anyio.lowlevel.checkpoint()
+    except BaseException:
+        if trio.lowlevel.in_trio_task():
+            LEFT.append(trio.lowlevel.spawn_system_task(trio.sleep, LONG, name="forgotten"))
+        else:
+            LEFT.append(asyncio.get_running_loop().create_task(asyncio.sleep(LONG), name="forgotten"))
+        raise
+
+
+async def refused(make: Callable[[], Awaitable[Any]], **options: Any) -> str:
+    with Runtime(store=MemoryStore(), grace_seconds=0.05), pytest.raises(CancelSafetyError) as caught:
+        await cancel_everywhere(make, **options)
+    assert isinstance(caught.value, AssertionError)
+    return str(caught.value)
+
+
+@WAYS
+async def test_a_task_left_alive_is_found(how: Any) -> None:
+    text = await refused(leaves_a_task, how=how)
+    assert f"cancelled by {how} at point 1, {__file__}:" in text
+    assert "in leaves_a_task (awaiting " in text
+    assert "a task of it is alive: 'forgotten' at" in text
+    if not isinstance(LEFT[-1], trio.lowlevel.Task):
+        LEFT[-1].cancel()
+
+
+async def test_an_exception_in_place_of_the_cancellation_is_found() -> None:
+    async def make() -> None:
+        try:
+            await anyio.lowlevel.checkpoint()
+        except BaseException as error:
+            raise LookupError("in its clean-up") from error
+
+    assert "it raised LookupError('in its clean-up')" in await refused(make)
+    report = await cancel_everywhere(make, raises=LookupError)
+    assert report.endings == {"LookupError": 1}
+
+
+async def test_a_failing_call_is_found_at_once() -> None:
+    async def make() -> None:
+        raise LookupError("always")
+
+    text = await refused(make)
+    assert text.startswith("the call that nobody cancelled:\n  - it raised LookupError('always')")
+
+
+async def test_a_call_that_does_not_end_is_found() -> None:
+    async def make() -> None:
+        try:
+            await anyio.sleep(0)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.3)
+            raise
+
+    assert "it did not end within 0.1 seconds" in await refused(make, timeout=0.1)
+
+
+@asyncio_only
+async def test_a_wrong_count_of_cancel_requests_is_found() -> None:
+    async def make() -> None:
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            task_ = asyncio.current_task()
+            assert task_ is not None
+            task_.uncancel()
+            raise
+
+    assert "it changed the task's cancelling() by -1" in await refused(make, how="native")
+
+
+@asyncio_only
+async def test_a_stray_cancellation_is_found() -> None:
+    async def make() -> None:
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            task_ = asyncio.current_task()
+            assert task_ is not None
+            asyncio.get_running_loop().call_soon(task_.cancel)
+            raise
+
+    assert "the caller's next await raised CancelledError" in await refused(make, how="native")
+
+
+@asyncio_only
+async def test_what_the_exception_handler_gets_is_found() -> None:
+    async def make() -> None:
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            asyncio.get_running_loop().create_future().set_exception(LookupError("forgotten"))
+            raise
+
+    text = await refused(make)
+    assert "exception handler was told: Future exception was never retrieved: LookupError('forgotten')" in text
+
+
+async def test_a_busy_thread_is_found() -> None:
+    release = threading.Event()
+    calls: list[None] = []
+
+    @task
+    def deaf() -> None:
+        calls.append(None)
+        if len(calls) > 1:
+            release.wait(LONG)
+
+    try:
+        assert "1 of asyncflow's worker threads still run a job of it" in await refused(deaf.acall)
+    finally:
+        release.set()
+
+
+async def test_a_crashed_run_is_found() -> None:
+    @flow
+    async def crashes() -> None:
+        try:
+            await anyio.lowlevel.checkpoint()
+        except BaseException:
+            raise BaseExceptionOfOurs from None
+
+    assert "is Crashed: interrupted by BaseExceptionOfOurs" in await refused(crashes, raises=BaseExceptionOfOurs)
+
+
+class BaseExceptionOfOurs(BaseException):
+    """Neither an `Exception` nor a cancellation."""
+
+
+async def test_a_check_that_fails_names_the_point() -> None:
+    def check(attempt: Attempt) -> None:
+        assert attempt.point < 2
+
+    async def make() -> None:
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+
+    async def later(attempt: Attempt) -> None:
+        await anyio.lowlevel.checkpoint()
+        check(attempt)
+
+    for each in (check, later):
+        with pytest.raises(AssertionError) as caught:
+            await cancel_everywhere(make, check=each)
+        assert caught.value.__notes__[0].startswith("asyncflow: after the call cancelled by scope at point 2, ")
+
+
+# --- the harness: what it reads in the records -----------------------------------------------
+
+RUNNING, COMPLETED, CRASHED = (
+    STATE_CODES[each] for each in (StateType.RUNNING, StateType.COMPLETED, StateType.CRASHED)
+)
+
+
+@flow
+def plain_flow() -> int:
+    return sync_flow(1)
+
+
+@pytest.fixture
+def rows() -> list[RunRow]:
+    store = MemoryStore()
+    with Runtime(store=store):
+        assert plain_flow() == 1
+        return rows_after(store, b"")
+
+
+def test_good_records_are_fine(rows: list[RunRow]) -> None:
+    names = ["in_thread", "sync-flow", "sync-flow", "plain-flow"]  # newest first; one stands for the nested flow
+    assert [row.function for row in rows] == names
+    assert [STATE_TYPES[row.state] for row in rows] == [StateType.COMPLETED] * 4
+    assert record_problems(rows, set()) == []
+    crashed = [row._replace(state=CRASHED) for row in rows]
+    assert record_problems(crashed, {row.function for row in rows}) == []
+
+
+def test_only_newer_records_are_read() -> None:
+    store = MemoryStore()
+    with Runtime(store=store):
+        plain_flow()
+        newest = newest_id(store)
+        assert rows_after(store, newest) == []
+        for _ in range(200):  # more than one page of them
+            plain_flow()
+        rows = rows_after(store, newest)
+    assert len({row.id for row in rows}) == len(rows) == 800
+    assert min(row.id for row in rows) > newest
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"state": RUNNING, "ended": None}, "is RUNNING for ever"),
+        ({"ended": None}, "is final without an end time"),
+        ({"state": CRASHED, "message": "torn"}, "is Crashed: torn"),
+        ({"history": f"[[{COMPLETED},null,null,1],[{RUNNING},null,null,2]]"}, "went from COMPLETED to RUNNING"),
+        ({"history": f"[[{RUNNING},null,null,1],[{COMPLETED},null,null,2]]"}, "went from nothing to RUNNING"),
+        ({"started": 1}, "has states whose times go back"),
+        ({"ended": 2**51}, "ended after its parent, "),
+        ({"parent_id": b"x" * 16}, "has a parent that is not on record"),
+    ],
+)
+def test_a_bad_record_is_found(rows: list[RunRow], change: dict[str, Any], problem: str) -> None:
+    newest, *others = rows
+    (found,) = [each for each in record_problems([newest._replace(**change), *others], set()) if problem in each]
+    assert found.startswith("task run 'in_thread' (")
+
+
+def test_the_error_survives_pickling() -> None:
+    error = CancelSafetyError(3, "scope", "somewhere", ["this", "that"])
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error) == "the call cancelled by scope at point 3, somewhere:\n  - this\n  - that"
+    assert (copy.point, copy.how, copy.where, copy.problems) == (3, "scope", "somewhere", ("this", "that"))
+
+
+def test_importing_asyncflow_leaves_it_out(run_python: RunPython) -> None:
+    done = run_python("import sys, asyncflow; print('asyncflow.testing' in sys.modules)")
+    assert done.stdout == "False\n"
