@@ -358,10 +358,10 @@ async def test_a_thread_pool_without_threads_left_queues() -> None:
     host, pool, release = host_here(CLOCK), ThreadPool(1), threading.Event()
     cancelled: list[str] = []
     async with anyio.create_task_group() as group:
-        group.start_soon(host.call_sync, release.wait, pool, LONG, lambda: None)
+        group.start_soon(host.call_sync, release.wait, pool, LONG, lambda: None, lambda: None)
         await anyio.wait_all_tasks_blocked()
         with anyio.move_on_after(0.01) as scope:
-            await host.call_sync(lambda: None, pool, LONG, lambda: cancelled.append("told"))
+            await host.call_sync(lambda: None, pool, LONG, lambda: cancelled.append("told"), lambda: None)
         assert scope.cancelled_caught
         assert cancelled == []
         release.set()

@@ -460,7 +460,6 @@ async def test_a_deadline_reaches_what_a_returned_body_waits_for() -> None:
     assert await state_names() == {"child": "Cancelled", "parent": "TimedOut"}
 
 
-@pytest.mark.xfail(strict=True, reason="nothing watches an attempt past its own deadline: it is Running until it ends")
 async def test_a_body_that_ignores_its_deadline_is_given_up_after_the_grace_time(home: Path) -> None:
     @task(timeout_seconds=SOON)
     async def deaf() -> None:

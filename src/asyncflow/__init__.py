@@ -5,9 +5,14 @@ from asyncflow._engine.checkpoints import checkpoint
 from asyncflow._engine.streams import Stream
 from asyncflow._engine.sync_streams import SyncStream
 from asyncflow.client import Client, get_client
+from asyncflow.completions import as_completed, wait
+from asyncflow.concurrency import concurrency, rate_limit
 from asyncflow.context import detached, tags
+from asyncflow.control import cancel_flow_run
 from asyncflow.flows import Flow, flow
+from asyncflow.futures import FlowRunFuture, FutureList, TaskFuture
 from asyncflow.logs import get_run_logger
+from asyncflow.placeholders import allow_failure, quote, unmapped
 from asyncflow.retries import exponential_backoff
 from asyncflow.runs import FlowRun, LogRecord, TaskRun
 from asyncflow.runtime import Runtime
@@ -19,6 +24,8 @@ __all__ = [
     "Client",
     "Flow",
     "FlowRun",
+    "FlowRunFuture",
+    "FutureList",
     "LogRecord",
     "Runtime",
     "Settings",
@@ -27,19 +34,28 @@ __all__ = [
     "Stream",
     "SyncStream",
     "Task",
+    "TaskFuture",
     "TaskRun",
     "__version__",
+    "allow_failure",
+    "as_completed",
+    "cancel_flow_run",
     "checkpoint",
+    "concurrency",
     "detached",
     "exceptions",
     "exponential_backoff",
     "flow",
     "get_client",
     "get_run_logger",
+    "quote",
+    "rate_limit",
     "runtime",
     "states",
     "tags",
     "task",
+    "unmapped",
+    "wait",
 ]
 
 __version__ = "0.1.0"

@@ -12,7 +12,7 @@ from asyncflow.error_records import error_summary
 from asyncflow.exceptions import IllegalTransitionError, StateNotFinalError
 from asyncflow.states import ABSENT, State, StateType, exception_for
 
-__all__ = ["TRANSITIONS", "Ending", "check_transition", "ending_of_error", "ending_of_value"]
+__all__ = ["TRANSITIONS", "Ending", "check_transition", "ending_of_error", "ending_of_value", "one_error"]
 
 _T = StateType
 TRANSITIONS: dict[StateType | None, frozenset[StateType]] = {
@@ -116,7 +116,7 @@ def _ending_of_states(states: list[State[Any]], value: Any) -> Ending:
     return Ending(
         type=type_,
         message=f"{count}/{len(states)} states {word}.",
-        error=_one_error(exception_for(each) for each in bad),
+        error=one_error(exception_for(each) for each in bad),
     )
 
 
@@ -132,7 +132,8 @@ def _worst_of(states: Iterable[State[Any]]) -> tuple[StateType, str]:
     return worst, _RANKS[worst][1]
 
 
-def _one_error(errors: Iterable[BaseException]) -> BaseException:
+def one_error(errors: Iterable[BaseException]) -> BaseException:
+    """The only one, or a group of several."""
     found = list(errors)
     if len(found) == 1:
         return found[0]

@@ -2,38 +2,38 @@
 
 The runs of a call form a tree of their own, and the tree decides: a run knows its parent and its
 open children, and the first cause of its cancelling. (The backends' scopes cannot: children under
-`asyncio.gather` inherit none.) Frozen records are made from it when somebody looks; replacing them
-at each step cost more than the rest of the engine.
+`asyncio.gather` inherit none.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, NamedTuple, Protocol
-from uuid import UUID
-
-import orjson
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from asyncflow._backend.base import Host, RunScope, Signal
-from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, TASK, RunRow, maybe_moment, maybe_uuid, moment
-from asyncflow._rules import TRANSITIONS, check_transition
+from asyncflow._limiter import Limiter
+from asyncflow._places import Places
+from asyncflow._recorded import ENDING, UNBORN, Recorded
+from asyncflow._rows import FLOW, TASK
 from asyncflow._services import Services
 from asyncflow._specs import Spec
-from asyncflow.ids import new_id, state_id
-from asyncflow.states import ABSENT, FINAL_TYPES, State, StateDetails, StateType
+from asyncflow.ids import new_id
+from asyncflow.states import ABSENT
 
-__all__ = ["Cause", "Run"]
-
-_MICRO = 1_000_000
-_PLAIN = {(0, StateType.PENDING), (1, StateType.RUNNING)}
-_MOST_PLAIN = 2
+__all__ = ["Cause", "Companion", "Producer", "Run", "Waiter"]
 
 
-class Cause(NamedTuple):
+class Cause:
     """Why a run is being cancelled. The first one wins and is the same for the whole subtree."""
 
-    message: str
+    __slots__ = ("error", "message", "until")
+
+    def __init__(self, message: str, *, until: float | None = None, error: BaseException | None = None) -> None:
+        self.message = message
+        self.until = until
+        """When the grace time of everything it was told to is over, by the runtime's clock; None before it begins."""
+        self.error = error
+        """What the outermost run's caller gets instead of a cancellation: a `SystemExit` of a submitted run."""
 
 
 class Producer(Protocol):
@@ -48,33 +48,112 @@ class Producer(Protocol):
         ...
 
 
-class Status(NamedTuple):
-    """A run's newest state, replaced as a whole: the store's thread never sees half of one."""
+class Companion(Protocol):
+    """Something of ours that serves a run's body in a task of its own, and ends with it."""
 
-    seq: int
-    """Number of states so far."""
-    type: StateType | None
-    name: str | None
-    message: str | None
+    def stop(self) -> None:
+        """Ask it to end; it then leaves the run."""
+        ...
 
 
-_tuple: Any = tuple
-_status: Callable[[tuple[int, StateType, str | None, str | None]], Status] = partial(_tuple.__new__, Status)
-_row: Callable[[tuple[Any, ...]], RunRow] = partial(_tuple.__new__, RunRow)
-# A quarter of what the classes take to make one, and each run makes several.
-_UNBORN = Status(0, None, None, None)
-_BEGUN = Status(2, StateType.RUNNING, None, None)
+class Waiter:
+    """Somebody who waits for a run's outcome: `wake` is called when it is there, from any thread."""
+
+    __slots__ = ("is_thread", "run", "wake")
+
+    def __init__(self, wake: Callable[[], object], run: Run | None = None, *, is_thread: bool = False) -> None:
+        self.wake = wake
+        self.run = run
+        """The run whose body waits, if one does."""
+        self.is_thread = is_thread
+        """Whether it blocks a thread, which no cancellation can reach: it is woken, and looks."""
 
 
-class Run:
+class Run(Recorded):
     """One call of a flow or task while it lasts. Touched on its host only, except where said."""
 
     __slots__ = (
-        "__weakref__", "arguments", "cause", "children", "closing", "created", "drained", "ended", "error",
-        "error_json", "facts", "flow_run_id", "history", "host", "id", "kind", "latest", "name", "not_kept", "owner",
-        "parameters_json", "parent", "queued", "result", "root_id", "run_count", "scope",
-        "services", "spec", "stand_in_id", "started", "status", "stream", "tags", "task", "value",
+        "cause",
+        "children",
+        "closing",
+        "companions",
+        "depth",
+        "drained",
+        "host",
+        "is_abandoned", "is_hosted",
+        "is_settled",
+        "is_special",
+        "limiters",
+        "looked_at",
+        "owner",
+        "parent",
+        "places",
+        "root_id",
+        "scope",
+        "stream",
+        "task",
+        "timers",
+        "told",
+        "unseen",
+        "wait_for",
+        "waiters",
+        "waits",
+        "workers",
     )  # fmt: skip
+
+    owner: object
+    """The `Flow` or `Task` that was called; hooks get it."""
+    parent: Run | None
+    host: Host
+    root_id: bytes
+    depth: int
+    task: object
+    """The backend's task its body runs in; None until it has begun."""
+
+    # the tree
+    children: dict[Run, None] | None
+    """Open runs called under this one, in the order they began; made with the first."""
+    companions: dict[Companion, None] | None
+    stream: Producer | None
+    closing: bool
+    """Set when the body has ended: nothing may begin under it any more."""
+    drained: Signal | None
+
+    # cancelling
+    cause: Cause | None
+    told: bool
+    """Whether its cancellation was delivered, or is held back until the body can take it."""
+    timers: list[Callable[[], None]] | None
+    """What cancels the timers of the grace time that began with this run."""
+    scope: RunScope | None
+    is_abandoned: bool
+    """Whether its thread goes on although it was given up."""
+
+    # submitting
+    is_hosted: bool
+    """Whether the library hosts it, in a task of its own: it was submitted."""
+    is_special: bool
+    """Whether there is more to look at before it begins than for a plain call."""
+    wait_for: Any
+    """Futures that it waits for beside those in its arguments."""
+    limiters: Sequence[Limiter] | None
+    """The limits that its body needs a place of."""
+    places: Places | None
+    """Those that it has."""
+    workers: Limiter | None
+    """Of a flow run: the places of its task runner."""
+
+    # its outcome
+    is_settled: bool
+    """Whether whoever waits for its outcome may have it."""
+    waiters: dict[Waiter, None] | None
+    """Who waits for its outcome."""
+    waits: dict[Waiter, Run | None] | None
+    """What its body waits for."""
+    looked_at: bool
+    """Whether anybody took its outcome, or will."""
+    unseen: list[Run] | None
+    """Submitted children that failed."""
 
     def __init__(
         self,
@@ -87,54 +166,38 @@ class Run:
         owner: object,
         tags: frozenset[str],
     ) -> None:
-        self.spec: Spec = spec
-        self.owner: object = owner
-        self.arguments: Mapping[str, Any] = arguments
-        self.parent: Run | None = parent
-        self.host: Host = host
-        self.services: Services = services
+        self.spec = spec
+        self.owner = owner
+        self.arguments = arguments
+        self.parent = parent
+        self.host = host
+        self.services = services
         self.kind = FLOW if spec.is_flow else TASK
-        self.stand_in_id: bytes | None = None
+        self.stand_in_id = None
         if parent is None:
-            self.id: bytes = new_id()
-            self.root_id: bytes = self.id
-            self.flow_run_id: bytes | None = None
+            self.id = self.root_id = new_id()
+            self.parent_id = self.flow_run_id = None
+            self.depth = 1
         else:
             if spec.is_flow:  # before its own id: the task run that stands for it comes first
                 self.stand_in_id = new_id()
             self.id = new_id()
             self.root_id = parent.root_id
+            self.parent_id = parent.id
             self.flow_run_id = parent.id if parent.kind == FLOW else parent.flow_run_id
-        self.name: str | None = None
-        self.tags: frozenset[str] = tags
-        self.parameters_json: str | None = None
-        self.status: Status = _UNBORN
-        self.created: int = 0
-        self.latest: int = 0
-        """When it came to its newest state."""
-        self.started: int | None = None
-        self.ended: int | None = None
-        self.facts: dict[str, Any] | None = None
-        self.run_count: int = 0
-        self.history: list[list[Any]] | None = None
-        self.queued: bool = False
-
-        self.value: Any = ABSENT
-        self.error: BaseException | None = None
-        self.result: str | None = None
-        self.error_json: str | None = None
-        self.not_kept: str | None = None
-
-        self.task: object = None
-        """The backend's task its body runs in."""
-        self.children: dict[Run, None] | None = None
-        """Open runs called under this one, in the order they began; made with the first."""
-        self.closing: bool = False
-        """Set when the body has ended: nothing may begin under it any more."""
-        self.drained: Signal | None = None
-        self.cause: Cause | None = None
-        self.scope: RunScope | None = None
-        self.stream: Producer | None = None
+            self.depth = parent.depth + 1
+        self.tags = tags
+        self.status = UNBORN
+        self.value = ABSENT
+        self.created = self.latest = self.run_count = 0
+        self.queued = self.closing = self.told = self.is_abandoned = False
+        self.is_hosted = self.is_settled = self.looked_at = False
+        self.is_special = self.depth > services.settings.nesting_limit
+        self.name = self.parameters_json = self.started = self.ended = self.facts = self.history = None
+        self.error = self.result = self.error_json = self.not_kept = self.task = self.children = None
+        self.companions = self.stream = self.drained = self.cause = self.timers = self.scope = None
+        self.wait_for = self.limiters = self.places = self.workers = None
+        self.waiters = self.waits = self.unseen = None
 
     # --- the tree
 
@@ -149,7 +212,8 @@ class Run:
             self.services.outermost.add(self)
             return True
         if parent.children is None:
-            parent.children = {}
+            with ENDING:  # two threads may bring a first child each
+                parent.children = parent.children or {}
         parent.children[self] = None
         if parent.closing:
             self.unlink()
@@ -158,6 +222,8 @@ class Run:
 
     def unlink(self) -> None:
         """Leave the parent's open children, and wake the parent if it waits for its last one."""
+        if self.timers is not None:
+            self.stop_timers()
         parent = self.parent
         if parent is None:
             self.services.outermost.discard(self)
@@ -166,8 +232,20 @@ class Run:
             return
         parent.children.pop(self, None)
         drained = parent.drained
-        if drained is not None and not parent.children:
+        if drained is not None and parent.is_alone:
             drained.set()
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing that this run started is left."""
+        return not self.children and not self.companions
+
+    def leave(self, companion: Companion) -> None:
+        """A companion has ended; on this run's host."""
+        if self.companions is not None:
+            self.companions.pop(companion, None)
+        if self.drained is not None and self.is_alone:
+            self.drained.set()
 
     def mark(self, cause: Cause) -> None:
         """Give this run and everything open below it a cause, where there is none yet."""
@@ -176,196 +254,53 @@ class Run:
             run = pending.pop()
             if run.cause is None:
                 run.cause = cause
+            run.wake_threads()
             pending.extend(run.children or ())
 
-    # --- its states
+    def wake_threads(self) -> None:
+        """Wake the threads that wait for a run in this one's body, to look whether they are to stop."""
+        for waiter in list(self.waits or ()):
+            if waiter.is_thread:
+                waiter.wake()
 
-    @property
-    def is_final(self) -> bool:
-        """Whether it has its final state."""
-        return self.status.type in FINAL_TYPES
+    def stop_timers(self) -> None:
+        """The grace time that began with this run is over, or nobody needs it any more."""
+        timers, self.timers = self.timers, None
+        for stop in timers or ():
+            stop()
 
-    @property
-    def is_torn(self) -> bool:
-        """Whether it has begun and neither ended nor come to rest: nobody can leave it like that."""
-        type_ = self.status.type
-        return type_ is not None and type_ not in FINAL_TYPES and type_ is not StateType.PAUSED
+    def leave_places(self) -> None:
+        """The body has ended: what is left of the run needs no place."""
+        places, self.places = self.places, None
+        if places is not None:
+            places.leave()
 
-    def enter(
-        self,
-        type_: StateType,
-        now: float,
-        *,
-        name: str | None = None,
-        message: str | None = None,
-        facts: dict[str, Any] | None = None,
-    ) -> None:
-        """Go to a state and queue its record. `facts` are what else its `state_details` tell.
+    # --- its outcome
 
-        Plain code: no await and no I/O, so nothing can come between what happened and its record.
-        """
-        seq, before, _, _ = self.status
-        if type_ not in TRANSITIONS[before]:
-            check_transition(before, type_)
-        at = int(now * _MICRO)
-        if at < self.latest:  # the wall clock may be set back; a history does not go back
-            at = self.latest
-        self.latest = at
-        self.facts = facts
-        if self.history is not None or facts is not None or not _is_plain(seq, type_, name, message):
-            self._write_history(seq, [STATE_CODES[type_], name, message, at, facts])
-        if type_ is StateType.RUNNING:
-            self.started = self.started or at
-        elif type_ in FINAL_TYPES:
-            self.ended = at
-        elif seq == 0:
-            self.created = at
-        self._publish(_status((seq + 1, type_, name, message)))
+    def attend(self, waiter: Waiter) -> None:
+        """Have `waiter` woken when the outcome is there, or now if it is. From any thread."""
+        if self.waiters is None:
+            with ENDING:  # as for the first child
+                self.waiters = self.waiters or {}
+        self.waiters[waiter] = None
+        # It enters before it looks, and `settle` says so before it looks: one of them wakes it,
+        # and `pop` lets only one.
+        if self.is_settled and self.waiters.pop(waiter, self) is None:
+            waiter.wake()
 
-    def begin(self, now: float) -> None:
-        """Go to Running for the first time; where nothing came before it, through Pending in the same step."""
-        self.run_count = 1
-        if self.status.seq:
-            self.enter(StateType.RUNNING, now)
-            return
-        self.created = self.started = self.latest = int(now * _MICRO)
-        self._publish(_BEGUN)
+    def desert(self, waiter: Waiter) -> None:
+        """Wait no longer. From any thread."""
+        if self.waiters is not None:
+            self.waiters.pop(waiter, None)
 
-    def _publish(self, status: Status) -> None:
-        try:
-            # Last: whoever sees the new status also sees everything that belongs to it.
-            self.status = status
-            if not self.queued:
-                self.services.store.put(self)
-        except BaseException as error:
-            # A Ctrl-C must not come between a state and its record.
-            if self.status is status and not isinstance(error, Exception):
-                self.services.store.put(self)
-            raise
-
-    def _write_history(self, seq: int, entry: list[Any]) -> None:
-        """Keep the states one by one, from now on and back to the first."""
-        if self.history is None:
-            self.history = self._plain_history()
-        del self.history[seq:]  # of a state that a Ctrl-C kept it from entering
-        self.history.append(entry)
-
-    def _plain_history(self) -> list[list[Any]]:
-        """The states so far, none of them final, written out."""
-        history: list[list[Any]] = []
-        if self.status.seq:
-            history.append([STATE_CODES[StateType.PENDING], None, None, self.created])
-        if self.started is not None:
-            history.append([STATE_CODES[StateType.RUNNING], None, None, self.started])
-        return history
-
-    # --- what others see
-
-    @property
-    def display_name(self) -> str:
-        """The run's name."""
-        return self.name or f"{self.spec.name}-{self.id.hex()[-3:]}"
-
-    def state(self) -> State[Any]:
-        """Its newest state, as a record."""
-        seq, known, name, message = self.status
-        type_ = known or StateType.PENDING
-        return State(
-            type=type_,
-            name=name or "",
-            message=message,
-            data=self._data(type_),
-            timestamp=moment(self.latest),
-            state_details=self.details(),
-            id=state_id(self.id, max(seq - 1, 0)),
-        )
-
-    def __del__(self) -> None:
-        # The net below all others: whatever tore the engine apart (a Ctrl-C inside its own code,
-        # a loop closed in the middle), a run that nobody can finish any more is recorded Crashed.
-        try:
-            if self.is_torn:
-                self.enter(StateType.CRASHED, self.services.clock.now(), message="it was abandoned before it ended")
-        except Exception:  # noqa: BLE001  # half made, or the store is gone; `suppress` costs each run more
-            pass
-
-    def _data(self, type_: StateType) -> Any:
-        if type_ is StateType.COMPLETED:
-            return self.value
-        return self.error if self.error is not None else ABSENT
-
-    def details(self) -> StateDetails:
-        """The ids and times that its states carry."""
-        own, facts = UUID(bytes=self.id), self.facts or {}
-        is_flow = self.kind == FLOW
-        return StateDetails(
-            flow_run_id=own if is_flow else maybe_uuid(self.flow_run_id),
-            task_run_id=None if is_flow else own,
-            parent_task_run_id=maybe_uuid(self.stand_in_id),
-            scheduled_time=maybe_moment(facts.get("scheduled_time")),
-            retriable=facts.get("retriable"),
-        )
-
-    def rows(self) -> tuple[RunRow, ...]:
-        """What the store is to write. Called from the store's thread, while this run may go on."""
-        seq, known, name, message = self.status
-        type_ = known or StateType.PENDING
-        final = type_ in FINAL_TYPES
-        parent = self.parent
-        row = _row((
-            self.id,
-            self.kind,
-            self.stand_in_id or (None if parent is None else parent.id),
-            self.flow_run_id,
-            self.spec.name,
-            self.spec.key,
-            self.name,
-            STATE_CODES[type_],
-            name,
-            message,
-            self.created,
-            self.started,
-            self.ended if final else None,
-            self.run_count,
-            seq,
-            _json(sorted(self.tags)) if self.tags else None,
-            self.parameters_json,
-            self.result if final else None,
-            None,
-            self.error_json if final else None,
-            _json(self.history[:seq]) if self.history is not None else None,
-            self._details_json(),
-        ))  # fmt: skip
-        if self.stand_in_id is None or parent is None:
-            return (row,)
-        stand_in = row._replace(
-            id=self.stand_in_id,
-            kind=STAND_IN,
-            parent_id=parent.id,
-            parameters=None,
-            result=None,
-            details=_json({"child_flow_run_id": str(UUID(bytes=self.id))}),
-        )
-        return (stand_in, row)
-
-    def _details_json(self) -> str | None:
-        details: dict[str, Any] = {}
-        if self.kind == FLOW:
-            if self.spec.options.version is not None:
-                details["version"] = self.spec.options.version
-            if self.flow_run_id is not None:
-                details["parent_flow_run_id"] = str(UUID(bytes=self.flow_run_id))
-        if self.not_kept is not None:
-            details["not_kept"] = self.not_kept
-        return _json(details) if details else None
-
-
-def _is_plain(seq: int, type_: StateType, name: str | None, message: str | None) -> bool:
-    """Whether three time columns still tell the history: Pending, Running, then (or at once) a final state."""
-    if type_ in FINAL_TYPES:
-        return seq <= _MOST_PLAIN
-    return name is None and message is None and (seq, type_) in _PLAIN
-
-
-def _json(value: Any) -> str:
-    return orjson.dumps(value).decode()
+    def settle(self) -> None:
+        """Say that the outcome is there, and wake everybody who waits for it, in the order they came."""
+        self.is_settled = True
+        waiters = self.waiters
+        while waiters:
+            try:
+                waiter = next(iter(waiters))
+            except (StopIteration, RuntimeError):  # somebody else was quicker
+                continue
+            if waiters.pop(waiter, self) is None:
+                waiter.wake()

@@ -41,7 +41,7 @@ class Binder:
     be called as a bound method. A reserved parameter name raises `ReservedParameterError`.
     """
 
-    __slots__ = ("bind", "call", "function", "name", "parameters")
+    __slots__ = ("bind", "call", "function", "is_positional", "name", "parameters")
 
     bind: Callable[..., dict[str, Any]]
     call: Callable[[Callable[..., Any], Mapping[str, Any]], Any]
@@ -56,7 +56,12 @@ class Binder:
             if parameter.name in RESERVED:
                 raise ReservedParameterError(kind, name, parameter.name)
         self.bind = _make_bind(self.parameters, str(getattr(fn, "__qualname__", name)))
-        self.call = _make_call(self.parameters, by_keyword=_only_takes_keywords(fn))
+        by_keyword = _only_takes_keywords(fn)
+        self.call = _make_call(self.parameters, by_keyword=by_keyword)
+        self.is_positional: bool = not by_keyword and all(
+            each.kind in (_POSITIONAL_ONLY, _NAMED) for each in self.parameters
+        )
+        """Whether `function(*arguments.values())` is the same as `call`, with a frame less."""
 
     def __repr__(self) -> str:
         return f"<Binder of {self.name}({', '.join(each.name for each in self.parameters)})>"

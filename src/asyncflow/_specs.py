@@ -18,6 +18,7 @@ from asyncflow.exceptions import NotAFunctionError, OptionError
 from asyncflow.parameters import Binder, ParameterModel
 from asyncflow.retries import Delay, Seconds, seconds_of
 from asyncflow.states import FINAL_TYPES, State, StateType
+from asyncflow.task_runners import ConcurrentTaskRunner
 
 __all__ = ["Colour", "FlowOptions", "Hook", "Kind", "Options", "RunName", "Spec", "TaskOptions", "make_spec"]
 
@@ -68,6 +69,7 @@ class FlowOptions(_CommonOptions, total=False):
 
     flow_run_name: RunName | None
     validate_parameters: bool
+    task_runner: ConcurrentTaskRunner | None
 
 
 class TaskOptions(_CommonOptions, total=False):
@@ -91,6 +93,7 @@ class Options:
     retry_condition_fn: RetryCondition | None = None
     timeout_seconds: float | None = None
     validate_parameters: bool = True
+    task_runner: ConcurrentTaskRunner | None = None
     persist_result: bool | None = None
     durability: Literal["flow", "task"] = "flow"
     log_prints: bool | None = None
@@ -165,6 +168,12 @@ def _run_name(option: str, given: Any) -> Any:
     return given
 
 
+def _task_runner(option: str, given: Any) -> Any:
+    if given is not None and not isinstance(given, ConcurrentTaskRunner):
+        raise OptionError(option, given, "ConcurrentTaskRunner(max_workers=...)")
+    return given
+
+
 def _durability(option: str, given: Any) -> Any:
     if given not in ("flow", "task"):
         raise OptionError(option, given, "'flow' or 'task'")
@@ -198,6 +207,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "retry_condition_fn": _condition,
     "timeout_seconds": _timeout,
     "durability": _durability,
+    "task_runner": _task_runner,
     "tags": _tags,
     **dict.fromkeys(_HOOKS.values(), _hooks),
 }
@@ -218,10 +228,17 @@ class Spec:
     colour: Colour
     is_bound: bool = False
     """Whether `fn` is a method that has its object or class."""
+    is_prepared: bool = False
+    """Whether something is to be done before it begins: parameters to check, a name to make."""
     has_aftermath: bool = False
     """Whether something follows its final state even inside another run: hooks, or the wait for the disk."""
     persistence_warned: list[bool] = field(default_factory=lambda: [False])
     """Shared by the copies that `with_options` makes, so that a function warns once."""
+
+    @property
+    def is_async(self) -> bool:
+        """Whether its body runs on a loop."""
+        return self.colour in (Colour.ASYNC, Colour.ASYNC_GENERATOR)
 
     @property
     def is_flow(self) -> bool:
@@ -250,8 +267,11 @@ def make_spec(
     name = options.name or (called.replace("_", "-") if is_flow else called)
     key = name if is_flow else f"{_module_of(fn)}.{options.name or _qualified_name(fn)}"
     model = ParameterModel(fn, binder, flow=name, namespace=namespace) if is_flow else None
+    prepared = model is not None or options.run_name is not None
     aftermath = options.durability == "task" or any(options.hooks_for(type_) for type_ in FINAL_TYPES)
-    return Spec(kind, fn, options, binder, model, name, key, _colour_of(fn), has_aftermath=aftermath)
+    return Spec(
+        kind, fn, options, binder, model, name, key, _colour_of(fn), is_prepared=prepared, has_aftermath=aftermath
+    )
 
 
 def _function_name(fn: Callable[..., Any]) -> str:

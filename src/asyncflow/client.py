@@ -172,7 +172,7 @@ class Client:
         not persisted.
         """
         row = await self._row(run_id, _FLOWS | _TASKS)
-        services = await self._services()
+        services = await self.services()
         if services.results is None:
             text = row.result
         else:
@@ -188,10 +188,11 @@ class Client:
         return row
 
     async def _read(self, query: Callable[[Services], T]) -> T:
-        services = await self._services()
+        services = await self.services()
         return await self._host().run_blocking(lambda: query(services))
 
-    async def _services(self) -> Services:
+    async def services(self) -> Services:
+        """For the engine: what the runs of the runtime share."""
         if self._runtime is not None:
             return await self._host().run_blocking(self._runtime.open)
         in_force = HOME.in_force()

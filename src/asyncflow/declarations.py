@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
 from functools import partial, update_wrapper
 from types import MethodType
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
-from asyncflow._engine.calls import call_async, call_sync
+from asyncflow._engine.calls import PLAIN, CallKeywords, call_async, call_sync
+from asyncflow._engine.map_stream import MapStream, open_map_stream
+from asyncflow._engine.mapping import submit_each
 from asyncflow._engine.streams import Stream, open_stream
+from asyncflow._engine.submission import submit
 from asyncflow._engine.sync_streams import open_sync_stream
 from asyncflow._specs import Colour, Kind, Options, Spec, make_spec
+from asyncflow.futures import FutureList
 from asyncflow.logs import install_print_dispatcher
+from asyncflow.placeholders import Unmapped
 from asyncflow.runtime import HOME
 from asyncflow.states import State
 
@@ -109,14 +114,17 @@ class Declaration(Generic[P, R_co]):
     ) -> Coroutine[Any, Any, State[T]]: ...
     @overload
     def __call__(self: Declaration[..., T], /, *args: Any, return_state: Literal[True], **kwargs: Any) -> State[T]: ...
+    @overload
+    def __call__(self, /, *args: Any, wait_for: Any, **kwargs: Any) -> R_co: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run it, like the function: gives the value (sync) or a coroutine (async), or a stream of a generator's items.
 
-        With `return_state=True`: its final `State`, whatever the run did.
+        With `return_state=True`: its final `State`, whatever the run did. With `wait_for=[...]`:
+        after these futures, which have to complete.
         """
-        return_state = bool(kwargs.pop("return_state", False)) if kwargs else False
+        keywords = PLAIN if not kwargs or _OWN.isdisjoint(kwargs) else _taken_from(kwargs)
         arguments = self._spec.binder.bind(*args, **kwargs)
-        return self._call(HOME, self, self._spec, arguments, return_state)
+        return self._call(HOME, self, self._spec, arguments, keywords)
 
     @overload
     async def acall(  # type: ignore[overload-overlap]
@@ -132,15 +140,119 @@ class Declaration(Generic[P, R_co]):
     async def acall(
         self: Declaration[..., T], /, *args: Any, return_state: Literal[True], **kwargs: Any
     ) -> State[T]: ...
+    @overload
+    async def acall(
+        self: Declaration[..., Coroutine[Any, Any, T]], /, *args: Any, wait_for: Any, **kwargs: Any
+    ) -> T: ...
+    @overload
+    async def acall(self: Declaration[..., T], /, *args: Any, wait_for: Any, **kwargs: Any) -> T: ...
     async def acall(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run it from async code, whatever its colour: a sync body runs in a worker thread."""
-        return_state = bool(kwargs.pop("return_state", False))
+        keywords = _taken_from(kwargs)
         arguments = self._spec.binder.bind(*args, **kwargs)
+        self._refuse_generator()
+        return await call_async(HOME, self, self._spec, arguments, keywords)
+
+    def _submit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        keywords = _taken_from(kwargs)
+        if keywords.return_state:
+            raise TypeError(f"{self.__name__}.submit(...) gives a future: its state is `future.state`")
+        arguments = self._spec.binder.bind(*args, **kwargs)
+        self._refuse_generator()
+        return submit(HOME, self, self._spec, arguments, keywords.wait_for)
+
+    def _refuse_generator(self) -> None:
         if self._spec.colour in (Colour.ASYNC_GENERATOR, Colour.SYNC_GENERATOR):
             raise TypeError(
                 f"{self.__name__!r} yields its items: write `async for item in {self.__name__}.stream(...)`"
             )
-        return await call_async(HOME, self, self._spec, arguments, return_state)
+
+    @overload
+    def map(
+        self: Declaration[..., Coroutine[Any, Any, T]], /, *iterables: Any, wait_for: Any = None, **kwargs: Any
+    ) -> FutureList[T]: ...
+    @overload
+    def map(self: Declaration[..., T], /, *iterables: Any, wait_for: Any = None, **kwargs: Any) -> FutureList[T]: ...
+    def map(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Submit one run per item; gives the list of their futures, awaitable as a whole.
+
+        Every argument that can be iterated over is taken apart, side by side, except text, bytes
+        and `unmapped(x)`; the others go to each run as they are. Raises `MapError` when their
+        lengths differ or nothing can be taken apart. Items of async iterables are submitted while
+        the list is awaited.
+        """
+        return submit_each(self.__name__, lambda args, kwargs: self._submit(args, kwargs), args, kwargs)
+
+    @overload
+    def map_stream(
+        self: Declaration[..., Coroutine[Any, Any, T]],
+        iterable: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        limit: int,
+        ordered: bool = True,
+        return_state: Literal[False] = False,
+        **kwargs: Any,
+    ) -> MapStream[T]: ...
+    @overload
+    def map_stream(
+        self: Declaration[..., T],
+        iterable: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        limit: int,
+        ordered: bool = True,
+        return_state: Literal[False] = False,
+        **kwargs: Any,
+    ) -> MapStream[T]: ...
+    @overload
+    def map_stream(
+        self: Declaration[..., Coroutine[Any, Any, T]],
+        iterable: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        limit: int,
+        ordered: bool = True,
+        return_state: Literal[True],
+        **kwargs: Any,
+    ) -> MapStream[State[T]]: ...
+    @overload
+    def map_stream(
+        self: Declaration[..., T],
+        iterable: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        limit: int,
+        ordered: bool = True,
+        return_state: Literal[True],
+        **kwargs: Any,
+    ) -> MapStream[State[T]]: ...
+    def map_stream(
+        self, iterable: Any, /, *, limit: int, ordered: bool = True, return_state: bool = False, **kwargs: Any
+    ) -> Any:
+        """The results of one submitted run per item, as an iterator, over a source of any length.
+
+        Each item of the iterable, sync or async, is the first argument of a run; `kwargs` go to
+        each run as they are. At most `limit` runs are in flight or finished and not yet taken. The
+        results come in the order of the items, or with `ordered=False` as they are done.
+
+        `async for` takes them, or `for` in sync code. A run that did not complete raises its
+        exception in its place, which ends the stream and cancels the rest; with `return_state=True`
+        the final states come instead, whatever the runs did. `async with f.map_stream(...) as
+        results:` returns when nothing of it is left; the run around closes a stream that is still
+        open when its body ends.
+        """
+        self._refuse_generator()
+        given = {name: value.value if isinstance(value, Unmapped) else value for name, value in kwargs.items()}
+        return open_map_stream(
+            HOME,
+            self.__name__,
+            iterable,
+            lambda item: self._submit((item,), {**given}),
+            limit=limit,
+            ordered=ordered,
+            return_state=return_state,
+        )
 
     def stream(self: Declaration[P, AsyncIterator[Y] | Iterator[Y]], /, *args: P.args, **kwargs: P.kwargs) -> Stream[Y]:
         """The items of a generator, of either colour, as its body makes them.
@@ -151,7 +263,7 @@ class Declaration(Generic[P, R_co]):
         spec = self._spec
         if spec.colour not in (Colour.ASYNC_GENERATOR, Colour.SYNC_GENERATOR):
             raise TypeError(f"{self.__name__!r} does not yield: only generator functions are streamed")
-        return open_stream(HOME, self, spec, spec.binder.bind(*args, **kwargs), False)
+        return open_stream(HOME, self, spec, spec.binder.bind(*args, **kwargs), PLAIN)
 
     def _with_options(self, changes: dict[str, Any]) -> Self:
         changed = copy(self)
@@ -188,7 +300,14 @@ def _function_of(fn: Any) -> Callable[..., Any]:
     return function
 
 
-_CALLS: dict[Colour, Callable[[Any, object, Spec, dict[str, Any], bool], Any]] = {
+_OWN = frozenset(CallKeywords._fields)
+
+
+def _taken_from(kwargs: dict[str, Any]) -> CallKeywords:
+    return CallKeywords(bool(kwargs.pop("return_state", False)), kwargs.pop("wait_for", None))
+
+
+_CALLS: dict[Colour, Callable[[Any, object, Spec, dict[str, Any], CallKeywords], Any]] = {
     Colour.ASYNC: call_async,
     Colour.SYNC: call_sync,
     Colour.ASYNC_GENERATOR: open_stream,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from inspect import currentframe
 from typing import Any, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
 from asyncflow._specs import FlowOptions, Kind, Options
 from asyncflow.declarations import Binds, Declaration
+from asyncflow.futures import FlowRunFuture, RunFuture
 from asyncflow.parameters import ParameterModel
 
 __all__ = ["Flow", "FlowDecorator", "flow"]
@@ -27,6 +28,34 @@ class Flow(Declaration[P, R_co]):
 
     def __init__(self, fn: Callable[P, R_co], /, **options: Unpack[FlowOptions]) -> None:
         super().__init__(fn, Options().changed(Kind.FLOW, options), _names_around())
+
+    @overload
+    def submit(  # type: ignore[overload-overlap]
+        self: Flow[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> FlowRunFuture[T]: ...
+    @overload
+    def submit(self: Flow[P, T], /, *args: P.args, **kwargs: P.kwargs) -> FlowRunFuture[T]: ...
+    @overload
+    def submit(
+        self: Flow[..., Coroutine[Any, Any, T]], first: RunFuture[Any], /, *args: Any, **kwargs: Any
+    ) -> FlowRunFuture[T]: ...
+    @overload
+    def submit(self: Flow[..., T], first: RunFuture[Any], /, *args: Any, **kwargs: Any) -> FlowRunFuture[T]: ...
+    @overload
+    def submit(
+        self: Flow[..., Coroutine[Any, Any, T]], /, *args: Any, wait_for: Any, **kwargs: Any
+    ) -> FlowRunFuture[T]: ...
+    @overload
+    def submit(self: Flow[..., T], /, *args: Any, wait_for: Any, **kwargs: Any) -> FlowRunFuture[T]: ...
+    def submit(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Start it now, in the task runner of the current flow run; gives its future at once.
+
+        An async body runs on the flow's own loop, a sync one in a worker thread. The run around
+        waits for it. Futures anywhere in the arguments are waited for, without a place or a
+        thread, and replaced by their values. Outside of any run it needs an open `Runtime`, else
+        `NoRuntimeError`; under a run that is ending, `RunEndedError`.
+        """
+        return self._submit(args, kwargs)
 
     def with_options(self, **options: Unpack[FlowOptions]) -> Self:
         """A copy with other options; what is not named stays as it is."""

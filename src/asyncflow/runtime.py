@@ -9,13 +9,19 @@ import atexit
 import os
 import threading
 from contextvars import ContextVar, Token
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from asyncflow._backend.detect import host_here
+from asyncflow._backend.base import Host
+from asyncflow._backend.detect import host_here, loop_is_running_here
+from asyncflow._backend.inline import drive
 from asyncflow._backend.threads import ThreadPool
-from asyncflow._engine.endings import crash
+from asyncflow._cancellation import cancel, crash
+from asyncflow._limiter import Limiter
+from asyncflow._outcomes import wait_settled
+from asyncflow._run import Cause, Run
 from asyncflow._services import Services
 from asyncflow.abc import Clock, RunStore
 from asyncflow.clock import SystemClock
@@ -89,6 +95,7 @@ class Runtime:
             settings=self.settings,
             clock=self._clock,
             threads=ThreadPool(self.settings.max_threads),
+            tag_limits={tag: Limiter(limit) for tag, limit in self.settings.tag_limits.items()},
         )
 
     def close(self) -> None:
@@ -108,6 +115,8 @@ class Runtime:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        if not loop_is_running_here():  # it would wait for itself
+            drive(self._finish_submitted(failed=exc is not None))
         self._leave()
         self.close()
 
@@ -119,12 +128,36 @@ class Runtime:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._leave()
         host = host_here(self._clock)
+        try:
+            await self._finish_submitted(failed=exc is not None)
+        finally:
+            self._leave()
+            await self._close_undisturbed(host, exc)
+
+    async def _close_undisturbed(self, host: Host, exc: BaseException | None) -> None:
         # Undisturbed: a cancelled program still writes what it has recorded.
         held_back = await host.protect(lambda: host.run_blocking(self.close), self.settings.durability_seconds * 2)
         if held_back is not None and exc is None:
             raise held_back
+
+    async def _finish_submitted(self, *, failed: bool) -> None:
+        """Wait for the runs that were submitted outside of any run; a block that failed cancels them."""
+        host = host_here(self._clock)
+        try:
+            while not failed and (left := self._submitted()):
+                for run in left:
+                    await wait_settled(run, host, None)
+        finally:
+            left = self._submitted()
+            for run in left:
+                cancel(run, Cause("cancelled because its runtime was closed"))
+            if left:
+                await host.protect(partial(_wait_for_all, left, host), self.settings.grace_seconds + 1)
+
+    def _submitted(self) -> list[Run]:
+        services = self._services
+        return [] if services is None else [run for run in list(services.outermost) if run.is_hosted]
 
     def _leave(self) -> None:
         token, self._token = self._token, None
@@ -134,6 +167,11 @@ class Runtime:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._services else "not open"
         return f"<asyncflow.Runtime {str(self.home)!r} {state}>"
+
+
+async def _wait_for_all(runs: list[Run], host: Host) -> None:
+    for run in runs:
+        await wait_settled(run, host, None)
 
 
 class _Home:
@@ -146,6 +184,11 @@ class _Home:
     def in_force(self) -> Services | None:
         """The services to use here, or None when the default runtime is not open yet."""
         runtime = _in_force.get() or self._default
+        return None if runtime is None else runtime.open()
+
+    def explicit(self) -> Services | None:
+        """The services of the runtime opened by hand that is in force here, or None."""
+        runtime = _in_force.get()
         return None if runtime is None else runtime.open()
 
     def open_default(self) -> Services:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import orjson
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, cast, get_origin, get_type_hints
 
 from asyncflow.exceptions import OptionError
 
@@ -37,8 +38,12 @@ class Settings:
     """How long the hooks of a run that is being cancelled may take."""
     max_threads: int = 64
     """Most worker threads for sync bodies called from async code; more wait their turn."""
+    nesting_limit: int = 100
+    """How deep runs may call runs, the outermost counted."""
     queue_limit: int = 10_000
     """Unwritten records beyond which new runs are held back at their start."""
+    tag_limits: Mapping[str, int] = field(default_factory=dict[str, int])
+    """How many task bodies with a tag run at once: `{"database": 10}`; in the environment as JSON."""
     log_level: str = "INFO"
     """The lowest level of run logs that is kept in the store."""
 
@@ -65,7 +70,7 @@ class Settings:
         return cls(**values)
 
 
-_LEAST = {"parameters_limit": 0, "max_threads": 1, "queue_limit": 1}
+_LEAST = {"parameters_limit": 0, "max_threads": 1, "nesting_limit": 1, "queue_limit": 1}
 
 
 def _check(field: str, option: str, value: Any, given: object = None) -> None:
@@ -88,13 +93,22 @@ def _expected(field: str, value: Any) -> str | None:
 
             known = isinstance(value, str) and value.upper() in logging.getLevelNamesMapping()
             return None if known else "the name of a level of logging, such as 'INFO'"
+        case "tag_limits":
+            return None if _are_limits(value) else "whole numbers from 1 by tag, such as {'database': 10}"
         case "persist_results_by_default":
             return None if isinstance(value, bool) else "true or false"
-        case "parameters_limit" | "max_threads" | "queue_limit":
+        case "parameters_limit" | "max_threads" | "nesting_limit" | "queue_limit":
             least = _LEAST[field]
             return None if is_number and isinstance(value, int) and value >= least else f"a whole number from {least}"
         case _:
             return None if is_number and 0 <= value < math.inf else "seconds: a number from 0"
+
+
+def _are_limits(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    pairs = cast("Mapping[Any, Any]", value).items()
+    return all(isinstance(tag, str) and type(limit) is int and limit >= 1 for tag, limit in pairs)
 
 
 def _parse(variable: str, text: str, kind: Any) -> Any:
@@ -111,4 +125,9 @@ def _parse(variable: str, text: str, kind: Any) -> Any:
         if text.lower() not in ("full", "normal"):
             raise OptionError(variable, text, "'full' or 'normal'")
         return text.lower()
+    if get_origin(kind) is Mapping:
+        try:
+            return orjson.loads(text)
+        except ValueError:
+            raise OptionError(variable, text, 'a JSON object, such as {"database": 10}') from None
     return Path(text) if kind is Path else text

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
 from asyncflow._specs import Kind, Options, TaskOptions
 from asyncflow.declarations import Binds, Declaration
+from asyncflow.futures import RunFuture, TaskFuture
 
 __all__ = ["Task", "TaskDecorator", "task"]
 
@@ -25,6 +26,34 @@ class Task(Declaration[P, R_co]):
 
     def __init__(self, fn: Callable[P, R_co], /, **options: Unpack[TaskOptions]) -> None:
         super().__init__(fn, Options().changed(Kind.TASK, options))
+
+    @overload
+    def submit(  # type: ignore[overload-overlap]
+        self: Task[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskFuture[T]: ...
+    @overload
+    def submit(self: Task[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
+    @overload
+    def submit(
+        self: Task[..., Coroutine[Any, Any, T]], first: RunFuture[Any], /, *args: Any, **kwargs: Any
+    ) -> TaskFuture[T]: ...
+    @overload
+    def submit(self: Task[..., T], first: RunFuture[Any], /, *args: Any, **kwargs: Any) -> TaskFuture[T]: ...
+    @overload
+    def submit(
+        self: Task[..., Coroutine[Any, Any, T]], /, *args: Any, wait_for: Any, **kwargs: Any
+    ) -> TaskFuture[T]: ...
+    @overload
+    def submit(self: Task[..., T], /, *args: Any, wait_for: Any, **kwargs: Any) -> TaskFuture[T]: ...
+    def submit(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Start it now, in the task runner of the current flow run; gives its future at once.
+
+        An async body runs on the flow's own loop, a sync one in a worker thread. The run around
+        waits for it. Futures anywhere in the arguments are waited for, without a place or a
+        thread, and replaced by their values. Outside of any run it needs an open `Runtime`, else
+        `NoRuntimeError`; under a run that is ending, `RunEndedError`.
+        """
+        return self._submit(args, kwargs)
 
     def with_options(self, **options: Unpack[TaskOptions]) -> Self:
         """A copy with other options; what is not named stays as it is."""

@@ -30,6 +30,37 @@ _FIRST_HOLD = 0.01
 _LONGEST_HOLD = 0.5
 
 
+def _in_shield(scope: Any, around: Any = None) -> bool:
+    """Whether an anyio scope, or one of those around it up to `around`, is shielded."""
+    while scope is not None and scope is not around:
+        if scope.shield:
+            return True
+        scope = getattr(scope, "_parent_scope", None)
+    return False
+
+
+class _Delivery:
+    """The native cancel of a whole task, held back while it is inside an anyio shield."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], is_over: Callable[[], bool]) -> None:
+        self._loop = loop
+        self._task = task
+        self._is_over = is_over
+        self._hold = _FIRST_HOLD
+
+    def attempt(self) -> None:
+        if self._task.done() or self._is_over():
+            return
+        if _in_shield(_anyio_scope(self._task)):
+            self._loop.call_later(self._hold, self.attempt)
+            self._hold = min(self._hold * 2, _LONGEST_HOLD)
+        elif self._task is asyncio.current_task():
+            # It cancels itself: only while it waits can that not outlive its body.
+            self._loop.call_soon(self.attempt)
+        else:
+            self._task.cancel()
+
+
 def _anyio_scope(task: asyncio.Task[Any]) -> Any:
     """The innermost anyio scope that `task` is in.
 
@@ -103,32 +134,27 @@ class _Scope(RunScope):
         self._before = 0
         self._timer: asyncio.TimerHandle | None = None
         self._hold = _FIRST_HOLD
-        self._delivered = self._closed = False
+        self._delivered = 0
+        self._closed = False
         self.caught = self._expired = False
 
     @property
     def expired(self) -> bool:
         return self._expired
 
-    def cancel(self) -> None:
+    def cancel(self, *, again: bool = False) -> None:
         task = self._task
-        if self._delivered or self._closed or task is None:
+        if self._closed or task is None or (self._delivered and not again):
             return
-        if self._in_anyio_shield(task):
+        if not again and _in_shield(_anyio_scope(task), self._around):  # one around this scope is not its body's
             self._timer = self._host.loop.call_later(self._hold, self.cancel)
             self._hold = min(self._hold * 2, _LONGEST_HOLD)
-            return
-        self._delivered = True
-        task.cancel()
-
-    def _in_anyio_shield(self, task: asyncio.Task[Any]) -> bool:
-        """Whether the body is inside an anyio scope that is shielded, so that a cancel must wait."""
-        scope = _anyio_scope(task)
-        while scope is not None and scope is not self._around:  # a shield around this scope is not its body's
-            if scope.shield:
-                return True
-            scope = getattr(scope, "_parent_scope", None)
-        return False
+        elif task is asyncio.current_task():
+            # A body cancels itself: only while it waits can that not outlive this scope.
+            self._host.loop.call_soon(self.cancel)
+        else:
+            self._delivered += 1
+            task.cancel()
 
     def _expire(self) -> None:
         if not self._delivered:
@@ -152,7 +178,7 @@ class _Scope(RunScope):
             self._timer.cancel()
         task, self._task = self._task, None
         if self._delivered and task is not None:
-            others = task.uncancel()
+            others = [task.uncancel() for _ in range(self._delivered)][-1]
             # Somebody else cancelled the task too: theirs wins, and goes on untouched.
             self.caught = isinstance(exc, asyncio.CancelledError) and others <= self._before
         return self.caught
@@ -172,13 +198,21 @@ class AsyncioHost(LoopHost):
     def current_task(self) -> asyncio.Task[Any] | None:
         return asyncio.current_task()
 
-    def cancel_task(self, task: object, *, again: bool) -> bool:
+    def cancel_task(self, task: object, *, again: bool, is_over: Callable[[], bool]) -> bool:
         if not isinstance(task, asyncio.Task):
             return False
-        # One that somebody cancelled is cleaning up, and a second cancel would cut that short: the
-        # children of a cancelled `gather`, which ends with the first of them. (Or it swallowed the
-        # cancellation, or a TaskGroup of CPython 3.11 or 3.12 left the count behind: so, later, again.)
-        return (bool(task.cancelling()) and not again) or task.cancel()
+        if again:
+            task.cancel()
+        elif not task.cancelling():
+            # One that somebody cancelled is cleaning up, and a second cancel would cut that short: the
+            # children of a cancelled `gather`, which ends with the first of them. (Or it swallowed the
+            # cancellation, or a TaskGroup of CPython 3.11 or 3.12 left the count behind: so, later, again.)
+            _Delivery(self.loop, task, is_over).attempt()
+        return True
+
+    def cancels_asked(self) -> int:
+        task = asyncio.current_task()
+        return 0 if task is None else task.cancelling()
 
     def is_cancellation(self, exc: BaseException) -> bool:
         return isinstance(exc, asyncio.CancelledError)
@@ -186,6 +220,9 @@ class AsyncioHost(LoopHost):
     def post(self, fn: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
             self.loop.call_soon_threadsafe(fn)
+
+    def call_later(self, seconds: float, fn: Callable[[], object]) -> Callable[[], None]:
+        return self.loop.call_later(seconds, fn).cancel
 
     def signal(self) -> Signal:
         return _Signal(self)
@@ -198,6 +235,18 @@ class AsyncioHost(LoopHost):
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    async def wait_for(self, signal: Signal, seconds: float) -> bool:
+        assert isinstance(signal, _Signal)
+        deadline = self.loop.time() + seconds
+        while not signal.is_set and (left := deadline - self.loop.time()) > 0:
+            future = signal.next_future()
+            timer = self.loop.call_later(left, partial(_finish, future))
+            try:
+                await future
+            finally:
+                timer.cancel()
+        return signal.is_set
 
     async def settle(self, signal: Signal, seconds: float, *, breathing: bool = False) -> BaseException | None:
         assert isinstance(signal, _Signal)
@@ -231,20 +280,25 @@ class AsyncioHost(LoopHost):
 
     async def protect(self, fn: Callable[[], Coroutine[Any, Any, None]], seconds: float) -> BaseException | None:
         signal = self.signal()
-        task = self.loop.create_task(fn())
-        task.add_done_callback(lambda _: signal.set())
-        held_back = await self.settle(signal, seconds)
+        with anyio.CancelScope(shield=True):  # before the task is made: an eager one begins at once
+            task = self.loop.create_task(fn())
+            task.add_done_callback(lambda _: signal.set())
+            held_back = await self.settle(signal, seconds)
         if task.done():
             task.result()  # what it raised is not for the loop's exception handler
         else:
             task.cancel()
         return held_back
 
-    def spawn(self, fn: Callable[[], Coroutine[Any, Any, None]], context: Context) -> None:
+    def spawn(
+        self, fn: Callable[[], Coroutine[Any, Any, None]], context: Context, lost: Callable[[], object] | None = None
+    ) -> None:
         task = self.loop.create_task(fn(), context=context)
         if not task.done():  # an eager one may be
             self._tasks.add(task)  # the loop itself holds tasks weakly
             task.add_done_callback(self._tasks.discard)
+            if lost is not None:
+                task.add_done_callback(partial(_report, lost))
 
     def _enter_thread(self) -> Callable[[], Any]:
         return worker_context()
@@ -253,3 +307,8 @@ class AsyncioHost(LoopHost):
 def _finish(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _report(lost: Callable[[], object], task: asyncio.Task[None]) -> None:
+    if task.cancelled():
+        lost()

@@ -81,8 +81,11 @@ class RunScope(ABC):
         """Whether its deadline has passed."""
 
     @abstractmethod
-    def cancel(self) -> None:
-        """Deliver a cancellation, once; after the end it does nothing. On the scope's host only."""
+    def cancel(self, *, again: bool = False) -> None:
+        """Deliver a cancellation, once, or once more where it was ignored; after the end it does nothing.
+
+        On the scope's host only.
+        """
 
     def check(self) -> None:
         """Raise the cancellation here if the body is to stop and nothing else can tell it; a loop can."""
@@ -122,17 +125,32 @@ class Host(ABC):
     def current_task(self) -> object:
         """The backend's task that runs now; for the inline host, itself."""
 
-    def cancel_task(self, task: object, *, again: bool) -> bool:  # only asyncio has a way
-        """Cancel a backend's task that hosts a run of ours; false where only a scope can do that."""
+    def cancel_task(self, task: object, *, again: bool, is_over: Callable[[], bool]) -> bool:  # only asyncio has a way
+        """Cancel a backend's task that hosts a run of ours; false where only a scope can do that.
+
+        Held back while the task is in a shield, until `is_over` says that nobody wants it any more.
+        """
         return False
 
     @abstractmethod
     def is_cancellation(self, exc: BaseException) -> bool:
         """Whether `exc` is the backend's own cancellation."""
 
+    def without_cancellations(self, exc: BaseException) -> BaseException | None:  # only a trio nursery mixes them
+        """What is left of `exc` without the backend's own cancellations in it."""
+        return None if self.is_cancellation(exc) else exc
+
+    def cancels_asked(self) -> int:  # only asyncio's cancellations can be answered and forgotten
+        """How many requests to cancel the running task are open; more than before: somebody outside wants it to end."""
+        return 0
+
     @abstractmethod
     def post(self, fn: Callable[[], object]) -> None:
         """Run `fn` on this host soon; from any thread. A host whose loop is closed ignores it."""
+
+    @abstractmethod
+    def call_later(self, seconds: float, fn: Callable[[], object]) -> Callable[[], None]:
+        """Run `fn` on this host in `seconds`; gives what cancels it. From this host only."""
 
     # --- waiting
 
@@ -143,6 +161,10 @@ class Host(ABC):
     @abstractmethod
     async def sleep(self, seconds: float) -> None:
         """Wait; a cancellation ends the wait."""
+
+    @abstractmethod
+    async def wait_for(self, signal: Signal, seconds: float) -> bool:
+        """Wait for `signal`, at most `seconds`; whether it is set. A cancellation ends the wait."""
 
     @abstractmethod
     async def settle(self, signal: Signal, seconds: float, *, breathing: bool = False) -> BaseException | None:
@@ -209,6 +231,7 @@ class Host(ABC):
         pool: ThreadPool,
         grace: float,
         on_cancel: Callable[[], None],
+        on_abandon: Callable[[], None],
         context: Context | None = None,
     ) -> Job:
         """Run a sync body where it blocks nobody, and give its job when it has ended.
@@ -216,7 +239,7 @@ class Host(ABC):
         It runs in `context`, or in a copy of this one.
 
         A cancellation meanwhile calls `on_cancel` and is raised when the body has ended, or after
-        `grace` seconds (the job then goes on alone, `job.ended` is false).
+        `grace` seconds; the job then goes on alone, and `on_abandon` was called.
         """
 
     @abstractmethod
@@ -228,5 +251,11 @@ class Host(ABC):
         """Run `fn` to its end, undisturbed by cancellations, at most `seconds`; gives what was held back."""
 
     @abstractmethod
-    def spawn(self, fn: Callable[[], Coroutine[Any, Any, None]], context: Context) -> None:
-        """Run `fn`, which must not raise, in a task of its own."""
+    def spawn(
+        self, fn: Callable[[], Coroutine[Any, Any, None]], context: Context, lost: Callable[[], object] | None = None
+    ) -> None:
+        """Run `fn`, which must not raise, in a task of its own; on this host only.
+
+        `lost` is called when the task was cancelled before `fn` could begin (asyncio can do that,
+        when it takes a loop down).
+        """

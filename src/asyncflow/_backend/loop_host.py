@@ -31,7 +31,7 @@ class LoopHost(Host):
         if self._readers is None:
             # Our own threads here too: anyio's would keep a process whose loop was stopped in the middle.
             self._readers = ThreadPool(_READERS)
-        job = await self.call_sync(fn, self._readers, _WHILE_IT_LASTS, _nothing)
+        job = await self.call_sync(fn, self._readers, _WHILE_IT_LASTS, _nothing, _nothing)
         if job.error is not None:
             raise job.error
         value: T = job.value
@@ -43,6 +43,7 @@ class LoopHost(Host):
         pool: ThreadPool,
         grace: float,
         on_cancel: Callable[[], None],
+        on_abandon: Callable[[], None],
         context: Context | None = None,
     ) -> Job:
         signal = self.signal()
@@ -59,6 +60,8 @@ class LoopHost(Host):
             if not pool.discard(job):
                 on_cancel()
                 await self.settle(signal, grace)
+                if not job.ended:
+                    on_abandon()
             raise
         return job
 

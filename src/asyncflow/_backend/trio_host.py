@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from contextvars import Context
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -50,8 +51,8 @@ class _Scope(RunScope):
     def expired(self) -> bool:
         return self._scope.deadline <= trio.current_time()
 
-    def cancel(self) -> None:
-        self._scope.cancel()
+    def cancel(self, *, again: bool = False) -> None:
+        self._scope.cancel()  # a level: it needs no second time
 
     # Protected: a Ctrl-C between the two scopes' enters, or exits, would leave trio's own stack of scopes torn.
     @trio.lowlevel.enable_ki_protection
@@ -88,16 +89,36 @@ class TrioHost(LoopHost):
         return trio.lowlevel.current_task()
 
     def is_cancellation(self, exc: BaseException) -> bool:
+        # A nursery wraps what its children raise: a group of nothing but cancellations is one.
+        return self.without_cancellations(exc) is None
+
+    def without_cancellations(self, exc: BaseException) -> BaseException | None:
         if isinstance(exc, BaseExceptionGroup):
-            # A nursery wraps what its children raise: a group of nothing but cancellations is one.
-            return cast("BaseExceptionGroup[BaseException]", exc).split(trio.Cancelled)[1] is None
-        return isinstance(exc, trio.Cancelled)
+            return cast("BaseExceptionGroup[BaseException]", exc).split(trio.Cancelled)[1]
+        return None if isinstance(exc, trio.Cancelled) else exc
 
     def post(self, fn: Callable[[], object]) -> None:
         try:
             self._token.run_sync_soon(fn)
         except trio.RunFinishedError:  # nobody waits there any more
             return
+
+    def call_later(self, seconds: float, fn: Callable[[], object]) -> Callable[[], None]:
+        scope = trio.CancelScope()
+
+        async def wait() -> None:
+            with scope:
+                await trio.sleep(seconds)
+                fn()
+
+        trio.lowlevel.spawn_system_task(wait, context=Context())
+        return partial(self._cancel_timer, scope)
+
+    def _cancel_timer(self, scope: trio.CancelScope) -> None:
+        if self.here():
+            scope.cancel()
+        else:
+            self.post(scope.cancel)
 
     def signal(self) -> Signal:
         return _Signal(self)
@@ -108,6 +129,11 @@ class TrioHost(LoopHost):
 
     async def sleep(self, seconds: float) -> None:
         await trio.sleep(seconds)
+
+    async def wait_for(self, signal: Signal, seconds: float) -> bool:
+        with trio.move_on_after(seconds):
+            await signal.wait()
+        return signal.is_set
 
     @trio.lowlevel.enable_ki_protection
     async def settle(self, signal: Signal, seconds: float, *, breathing: bool = False) -> BaseException | None:
@@ -141,7 +167,9 @@ class TrioHost(LoopHost):
             await fn()
         return None
 
-    def spawn(self, fn: Callable[[], Coroutine[Any, Any, None]], context: Context) -> None:
+    def spawn(
+        self, fn: Callable[[], Coroutine[Any, Any, None]], context: Context, lost: Callable[[], object] | None = None
+    ) -> None:
         trio.lowlevel.spawn_system_task(fn, context=context)
 
     def _enter_thread(self) -> Callable[[], Any]:

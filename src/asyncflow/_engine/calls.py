@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from asyncflow._backend.detect import host_here, loop_is_running_here
-from asyncflow._backend.inline import drive
 from asyncflow._engine.checkpoints import check_deadlines
 from asyncflow._engine.execution import execute
+from asyncflow._limiter import Limiter
 from asyncflow._run import Run
 from asyncflow._services import Services
 from asyncflow._specs import Spec
@@ -16,9 +16,29 @@ from asyncflow.context import current_run, current_tags
 from asyncflow.exceptions import DurabilityError, SyncCallOnEventLoopError
 from asyncflow.states import ABSENT, State
 
-__all__ = ["Home", "call_async", "call_sync", "deliver", "open_run"]
+__all__ = [
+    "PLAIN",
+    "CallKeywords",
+    "Home",
+    "call_async",
+    "call_sync",
+    "deliver",
+    "limit_by_tags",
+    "open_run",
+    "tags_for",
+]
 
 _CLOCK = SystemClock()
+
+
+class CallKeywords(NamedTuple):
+    """What a call takes for itself, beside the function's arguments."""
+
+    return_state: bool = False
+    wait_for: Any = None
+
+
+PLAIN = CallKeywords()
 
 
 class Home(Protocol):
@@ -28,12 +48,18 @@ class Home(Protocol):
         """The services of the open runtime, or None when none is open yet."""
         ...
 
+    def explicit(self) -> Services | None:
+        """The services of the runtime that was opened here by hand, or None."""
+        ...
+
     def open_default(self) -> Services:
         """Open the process's default runtime. Blocks."""
         ...
 
 
-async def call_async(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], return_state: bool) -> Any:
+async def call_async(
+    home: Home, owner: object, spec: Spec, arguments: dict[str, Any], keywords: CallKeywords = PLAIN
+) -> Any:
     """A call that is awaited: of an async function, or of `acall` for either colour."""
     before = current_run.get()
     try:
@@ -41,19 +67,32 @@ async def call_async(home: Home, owner: object, spec: Spec, arguments: dict[str,
             run = await _outermost(home, owner, spec, arguments)
         else:
             run = _child(before, owner, spec, arguments)
+        if keywords.wait_for is not None:
+            _wait_first(run, keywords.wait_for)
         await execute(run)
-        return deliver(run, return_state)
+        return deliver(run, keywords.return_state)
     except BaseException:
         current_run.set(before)  # a Ctrl-C inside the engine may have kept it from being reset
         raise
 
 
-def call_sync(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], return_state: bool) -> Any:
+def call_sync(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], keywords: CallKeywords = PLAIN) -> Any:
     """A plain call of a sync function, on its caller's own thread."""
     refuse_on_loop(spec)
     before = current_run.get()
     try:
-        return deliver(drive(_run_to_end(home, before, owner, spec, arguments)), return_state)
+        # Few frames: a hundred runs nested in each other must fit into Python's thousand.
+        if before is None:
+            run = _make_outermost(home.in_force() or home.open_default(), owner, spec, arguments)
+        else:
+            run = _child(before, owner, spec, arguments)
+        if keywords.wait_for is not None:
+            _wait_first(run, keywords.wait_for)
+        try:
+            execute(run).send(None)  # on this thread's host it never suspends
+        except StopIteration:
+            return deliver(run, keywords.return_state)
+        raise AssertionError("a coroutine of the inline host was suspended")
     except BaseException:
         current_run.set(before)  # as above: else each later call on this thread would belong to a dead run
         raise
@@ -63,12 +102,6 @@ def refuse_on_loop(spec: Spec) -> None:
     """Raise where a sync body would block a running event loop."""
     if loop_is_running_here():
         raise SyncCallOnEventLoopError(spec.kind.value, getattr(spec.fn, "__name__", spec.name))
-
-
-async def _run_to_end(home: Home, parent: Run | None, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:
-    run = await open_run(home, owner, spec, arguments, parent)
-    await execute(run)
-    return run
 
 
 async def open_run(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], parent: Run | None = None) -> Run:
@@ -83,8 +116,14 @@ async def _outermost(home: Home, owner: object, spec: Spec, arguments: dict[str,
     services = home.in_force()
     if services is None:
         services = await host_here(_CLOCK).run_blocking(home.open_default)
+    return _make_outermost(services, owner, spec, arguments)
+
+
+def _make_outermost(services: Services, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:
     host = host_here(services.clock)
-    return Run(spec, arguments, parent=None, host=host, services=services, owner=owner, tags=_tags(spec))
+    run = Run(spec, arguments, parent=None, host=host, services=services, owner=owner, tags=tags_for(spec))
+    limit_by_tags(run)
+    return run
 
 
 def _child(parent: Run, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:
@@ -92,12 +131,43 @@ def _child(parent: Run, owner: object, spec: Spec, arguments: dict[str, Any]) ->
     services, host = parent.services, parent.host
     if not host.here():
         host = host_here(services.clock)
-    return Run(spec, arguments, parent=parent, host=host, services=services, owner=owner, tags=_tags(spec))
+    run = Run(spec, arguments, parent=parent, host=host, services=services, owner=owner, tags=tags_for(spec))
+    limit_by_tags(run)
+    return run
 
 
-def _tags(spec: Spec) -> frozenset[str]:
+def _wait_first(run: Run, wait_for: Any) -> None:
+    run.wait_for = wait_for
+    run.is_special = True
+
+
+def tags_for(spec: Spec) -> frozenset[str]:
+    """The tags of a run that begins here."""
     around = current_tags.get()
     return around | spec.options.tags if around else spec.options.tags
+
+
+def limit_by_tags(run: Run) -> None:
+    """Have the body of a task run wait for a place of each of its tags that is limited."""
+    limits = run.services.tag_limits
+    if not limits or not run.tags or run.spec.is_flow:
+        return
+    # In the order of their names, so that two bodies never wait for each other's.
+    limited = [limits[tag] for tag in sorted(run.tags) if tag in limits]
+    held = _held_by_caller(run)
+    run.limiters = [each for each in limited if each not in held] or None
+
+
+def _held_by_caller(run: Run) -> set[Limiter]:
+    """The limits whose places the body around has: a run that is called, not submitted, is in those."""
+    held: set[Limiter] = set()
+    above = run.parent
+    while above is not None:
+        held.update(above.limiters or ())
+        if above.is_hosted:
+            break
+        above = above.parent
+    return held
 
 
 def deliver(run: Run, return_state: bool) -> Any:
@@ -121,7 +191,6 @@ def _always_passes(run: Run, error: BaseException) -> bool:
     """The caller's own cancellation, what ends the program and a record in doubt are raised whatever was asked for."""
     if isinstance(error, Exception):
         return isinstance(error, DurabilityError) and getattr(error.state, "id", None) == run.state().id
-    if isinstance(error, BaseExceptionGroup):  # a task group or nursery wraps what ends the program
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        return run.host.is_cancellation(group) or group.subgroup((KeyboardInterrupt, SystemExit)) is not None
+    if isinstance(error, BaseExceptionGroup):  # a task group or nursery wraps what ends the program, and cancellations
+        return True
     return run.host.is_cancellation(error) or isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)

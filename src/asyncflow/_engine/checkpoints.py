@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from asyncflow._backend.inline import InlineCancelled
+from asyncflow._cancellation import must_stop
 from asyncflow._run import Run
 from asyncflow.context import current_run
-from asyncflow.states import StateType
 
 __all__ = ["check_deadlines", "checkpoint"]
 
@@ -19,10 +19,8 @@ def checkpoint() -> None:
     """
     run = current_run.get()
     check_deadlines(run)
-    while run is not None:
-        if run.cause is not None or run.status.type is StateType.CANCELLING:
-            raise InlineCancelled
-        run = run.parent
+    if must_stop(run):
+        raise InlineCancelled
 
 
 def check_deadlines(run: Run | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncflow._backend.base import RunScope
 from asyncflow._backend.inline import InlineCancelled
+from asyncflow._recorded import ENDING
 from asyncflow._rules import Ending, ending_of_error
 from asyncflow._run import Cause, Run
 from asyncflow.error_records import encode_error
@@ -12,7 +13,7 @@ from asyncflow.logs import library_logger
 from asyncflow.serializers import encode
 from asyncflow.states import StateType
 
-__all__ = ["crash", "ending_of_cause", "ending_of_raised", "ending_of_scope", "finish"]
+__all__ = ["ending_of_cause", "ending_of_raised", "ending_of_scope", "finish"]
 
 _BY_CALLER = "cancelled by its caller"
 
@@ -20,11 +21,15 @@ _BY_CALLER = "cancelled by its caller"
 def ending_of_raised(run: Run, error: BaseException) -> Ending:
     """The ending of a body (or of the engine's own waiting for it) that raised."""
     if run.host.is_cancellation(error):
+        if run.is_abandoned:
+            return Ending(type=StateType.CRASHED, message=_ignored(run, _why_cancelled(run)), error=error)
         return Ending(type=StateType.CANCELLED, message=_why_cancelled(run), error=error)
     if isinstance(error, InlineCancelled):  # a body in a worker thread stopped at a checkpoint
         message = _why_cancelled(run)
         return Ending(type=StateType.CANCELLED, message=message, error=RunCancelledError(message))
-    return ending_of_error(error)
+    # A nursery that was cancelled while a child of it failed raises both: the failure is the body's answer.
+    own = run.host.without_cancellations(error)
+    return ending_of_error(error if own is None else own)._replace(error=error)
 
 
 def _why_cancelled(run: Run) -> str:
@@ -46,38 +51,54 @@ def ending_of_scope(run: Run, scope: RunScope) -> Ending:
     """The ending of a body that its own scope stopped: by its deadline, or by the tree."""
     if run.cause is None and scope.expired:
         message = f"exceeded its timeout of {run.spec.options.timeout_seconds:g} seconds"
+        if run.is_abandoned:
+            message += " (abandoned: its thread still runs)"
         return Ending(
             type=StateType.FAILED,
             name="TimedOut",
             message=message,
             error=TimeoutError(f"{run.spec.kind.value} run {run.display_name!r} {message}"),
         )
-    return ending_of_cause(run.cause or Cause("cancelled"))
+    return ending_of_cause(run)
 
 
-def ending_of_cause(cause: Cause) -> Ending:
+def ending_of_cause(run: Run) -> Ending:
     """The ending of a run that the tree stopped while its caller goes on."""
+    cause = run.cause or Cause("cancelled")
+    if run.is_abandoned:
+        message = _ignored(run, cause.message)
+        return Ending(type=StateType.CRASHED, message=message, error=CrashedRunError(message))
+    if cause.error is not None and run.parent is None:
+        return ending_of_error(cause.error)
     return Ending(type=StateType.CANCELLED, message=cause.message, error=RunCancelledError(cause.message))
+
+
+def _ignored(run: Run, reason: str) -> str:
+    grace = run.services.settings.grace_seconds
+    return f"ignored cancellation for {grace:g} seconds ({reason}); its thread still runs"
 
 
 def finish(run: Run, ending: Ending) -> None:
     """Record the final state. A run that already has one (given up as deaf) keeps it."""
-    if run.is_final:
-        _disown(run, ending)
-        return
     if not run.status.seq:  # a Ctrl-C before its first state: there is nothing on record to end
         run.error = ending.error
         return
-    if ending.type is StateType.COMPLETED:
+    if ending.type is StateType.COMPLETED and not run.is_final:
         ending = _keep_value(run, ending)
-    run.value = ending.value
-    run.error = ending.error
+    error_json = None
     if ending.error is not None and ending.type is not StateType.CANCELLED:
-        run.error_json = encode_error(ending.error)
+        error_json = encode_error(ending.error)
     message = ending.message
     if run.cause is not None and ending.type in (StateType.COMPLETED, StateType.FAILED):
         message = f"{message or 'completed'} (after it was asked to stop: {run.cause.message})"
-    run.enter(ending.type, run.services.clock.now(), name=ending.name, message=message, facts=ending.facts)
+    with ENDING:
+        if run.is_final:
+            _disown(run, ending)
+            return
+        run.value = ending.value
+        run.error = ending.error
+        run.error_json = error_json
+        run.enter(ending.type, run.services.clock.now(), name=ending.name, message=message, facts=ending.facts)
 
 
 def _disown(run: Run, ending: Ending) -> None:
@@ -86,17 +107,6 @@ def _disown(run: Run, ending: Ending) -> None:
     if run.error is None or isinstance(run.error, Exception):
         run.error = CrashedRunError(run.status.message or "the run crashed", run.state())
         run.error.__cause__ = ending.error
-
-
-def crash(run: Run, message: str) -> None:
-    """Record that a run, and what is open below it, ended without an ending of its own.
-
-    Does nothing when it has a final state, or none at all yet.
-    """
-    if run.is_torn:
-        for child in list(run.children or ()):
-            crash(child, message)
-        run.enter(StateType.CRASHED, run.services.clock.now(), message=message)
 
 
 def _keep_value(run: Run, ending: Ending) -> Ending:

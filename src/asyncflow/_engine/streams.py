@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from asyncflow._backend.base import Host, Signal
-from asyncflow._engine.calls import Home, deliver, open_run
+from asyncflow._engine.calls import CallKeywords, Home, deliver, open_run
 from asyncflow._engine.execution import execute
 from asyncflow._run import Cause, Run
 from asyncflow._specs import Colour, Spec
@@ -33,12 +33,14 @@ CLOSED = Cause("closed by its consumer")
 _GIVEN_UP = Cause("cancelled by its caller")
 
 
-def open_stream(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], return_state: bool) -> Stream[Any]:
+def open_stream(
+    home: Home, owner: object, spec: Spec, arguments: dict[str, Any], keywords: CallKeywords
+) -> Stream[Any]:
     """A call of an async generator, or `.stream(...)` of either colour.
 
     Its run begins with the first item asked for.
     """
-    refuse_return_state(spec, return_state)
+    refuse_return_state(spec, keywords.return_state)
     return Stream(_Channel(home, owner, spec, arguments))
 
 
@@ -256,7 +258,7 @@ class _ThreadItems:
     async def _call(self, fn: Callable[[], Any]) -> Any:
         run = self._run
         job = await run.host.call_sync(
-            fn, run.services.threads, run.services.settings.grace_seconds, _nothing, self._context
+            fn, run.services.threads, run.services.settings.grace_seconds, _nothing, _nothing, self._context
         )
         if job.error is not None:
             raise job.error

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from asyncflow._backend.inline import InlineCancelled
-from asyncflow._engine.calls import Home, deliver, open_run, refuse_on_loop
+from asyncflow._engine.calls import CallKeywords, Home, deliver, open_run, refuse_on_loop
 from asyncflow._engine.execution import execute
 from asyncflow._engine.streams import CLOSED, refuse_return_state, thrown
 from asyncflow._run import Cause, Run
@@ -27,10 +27,10 @@ Y_co = TypeVar("Y_co", covariant=True)
 
 
 def open_sync_stream(
-    home: Home, owner: object, spec: Spec, arguments: dict[str, Any], return_state: bool
+    home: Home, owner: object, spec: Spec, arguments: dict[str, Any], keywords: CallKeywords
 ) -> SyncStream[Any]:
     """A plain call of a sync generator."""
-    refuse_return_state(spec, return_state)
+    refuse_return_state(spec, keywords.return_state)
     refuse_on_loop(spec)
     return SyncStream(_SyncChannel(home, owner, spec, arguments))
 

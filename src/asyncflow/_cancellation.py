@@ -1,0 +1,156 @@
+"""Cancelling: marking a subtree with one cause, delivering it once, giving up on what stays deaf.
+
+Scopes of the backends cannot do this: children under `asyncio.gather` inherit none. So the tree
+decides: the whole subtree gets the cause first, and then it is delivered to the run and to those
+below it that the library hosts. Children in tasks of the user's get it from their own `gather` or
+task group, and what is left of them when a body has ended is told then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from asyncflow._recorded import ENDING
+from asyncflow._run import Cause, Run
+from asyncflow.states import StateType
+
+__all__ = ["cancel", "condemn", "crash", "must_stop", "outermost_of", "watch_deadline"]
+
+_LAST_CALL = 0.9
+"""The part of the grace time after which what is still open is told once more, shields or not."""
+_LEAST = 0.1
+"""The least part of a grace time that those get who are told when it has begun already elsewhere."""
+
+
+def cancel(run: Run, cause: Cause) -> bool:
+    """Cancel an open run and everything below it, at once, from any thread; false when it has ended."""
+    if run.is_final:
+        return False
+    if run.host.here():
+        condemn(run, (run,), cause)
+    else:
+        run.host.post(partial(condemn, run, (run,), cause))
+    return True
+
+
+def condemn(root: Run, targets: Sequence[Run], cause: Cause) -> None:
+    """Mark `targets` and everything below, deliver, and begin the grace time. On `root`'s host.
+
+    `root` is the run itself, or the one whose body has ended and whose children these are. Each
+    cause has one grace time, however deep the subtree.
+    """
+    for run in targets:
+        run.mark(cause)
+    for run in targets:
+        for each in _told_directly(run):
+            _tell(each)
+    if cause.until is None or root.cause is not cause:
+        _begin_grace(root, targets, cause)
+
+
+def _told_directly(run: Run) -> Iterator[Run]:
+    """The run, and below it those that the library hosts, in the order they began."""
+    yield run
+    pending = list(run.children or ())[::-1]
+    while pending:
+        each = pending.pop()
+        if each.is_hosted or each.stream is not None:
+            yield each
+        pending.extend(list(each.children or ())[::-1])
+
+
+def _tell(run: Run, *, again: bool = False) -> None:
+    if run.host.here():
+        _deliver(run, again)
+    else:
+        run.host.post(partial(_deliver, run, again))
+
+
+def _deliver(run: Run, again: bool) -> None:
+    """Cancel an open run, on its own host: once, and `again` when most of the grace time is over."""
+    if run.is_final or (run.told and not again):
+        return
+    run.told = True
+    if run.stream is not None:
+        run.stream.stop()
+    elif run.task is None:
+        return  # it has not begun, and sees its cause when it does
+    elif run.parent is None or not run.host.cancel_task(run.task, again=again, is_over=lambda: run.is_final):
+        # An outermost run's task is its caller's, who is not cancelled: only a scope keeps the two apart.
+        if run.scope is not None:
+            run.scope.cancel(again=again)
+
+
+def _begin_grace(root: Run, targets: Sequence[Run], cause: Cause) -> None:
+    services = root.services
+    grace = services.settings.grace_seconds
+    now = services.clock.monotonic()
+    left = grace if cause.until is None else max(cause.until - now, grace * _LEAST)
+    cause.until = now + left
+    later = root.host.call_later
+    root.timers = [
+        *(root.timers or ()),
+        later(left * _LAST_CALL, partial(_tell_again, targets)),
+        later(left, partial(_give_up, targets, f"ignored cancellation for {grace:g} seconds ({cause.message})")),
+    ]
+
+
+def _tell_again(targets: Sequence[Run]) -> None:
+    for run in targets:
+        for each in _open_below(run):
+            if not each.closing:  # else it only waits for those below it
+                _tell(each, again=True)
+
+
+def _give_up(targets: Sequence[Run], message: str) -> None:
+    """Record those as Crashed whose bodies go on; who only waits for them then ends by itself."""
+    for run in targets:
+        for deaf in reversed(list(_open_below(run))):  # children first
+            if not deaf.closing:
+                crash(deaf, message)
+                deaf.unlink()
+                deaf.settle()
+
+
+def _open_below(run: Run) -> Iterator[Run]:
+    if not run.is_final:
+        yield run
+    for child in list(run.children or ()):
+        yield from _open_below(child)
+
+
+def watch_deadline(run: Run, seconds: float) -> None:
+    """Give a body up that goes on when its deadline, in `seconds`, and then the grace time have passed."""
+    grace = run.services.settings.grace_seconds
+    message = f"ignored its timeout of {seconds:g} seconds for {grace:g} seconds"
+    run.timers = [run.host.call_later(seconds + grace, partial(_give_up, (run,), message))]
+
+
+def crash(run: Run, message: str) -> None:
+    """Record that a run, and what is open below it, ended without an ending of its own.
+
+    Does nothing when it has a final state, or none at all yet. From any thread.
+    """
+    if run.is_torn:
+        for child in list(run.children or ()):
+            crash(child, message)
+        with ENDING:
+            if run.is_torn:
+                run.enter(StateType.CRASHED, run.services.clock.now(), message=message)
+
+
+def outermost_of(run: Run) -> Run:
+    """The run at the top of the tree."""
+    while run.parent is not None:
+        run = run.parent
+    return run
+
+
+def must_stop(run: Run | None) -> bool:
+    """Whether this run, or one above it, was cancelled or is past its deadline: for bodies that no loop can tell."""
+    while run is not None:
+        if run.cause is not None or run.status.type is StateType.CANCELLING:
+            return True
+        run = run.parent
+    return False

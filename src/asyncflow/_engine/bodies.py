@@ -1,0 +1,67 @@
+"""Bodies that are not simply called: in worker threads, generators, what they return to be consumed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from functools import partial
+from types import AsyncGeneratorType, GeneratorType
+from typing import Any
+
+from asyncflow._run import Run
+from asyncflow.states import StateType
+
+__all__ = ["GENERATORS", "consumed", "elsewhere"]
+
+GENERATORS = frozenset({GeneratorType, AsyncGeneratorType})
+
+
+async def elsewhere(run: Run) -> Any:
+    """Run a body that is not simply called where its engine is: a generator's, or a sync one below a loop."""
+    return await (run.stream.produce(run) if run.stream is not None else _in_thread(run))
+
+
+async def consumed(run: Run, items: Any) -> Any:
+    """The items of a generator that a body returned, as a list: it could not be a result otherwise."""
+    if isinstance(items, AsyncGeneratorType):
+        return await run.host.run_async(partial(_collect, items))
+    return _consumed(items)
+
+
+async def _in_thread(run: Run) -> Any:
+    services, spec, arguments = run.services, run.spec, run.arguments
+
+    def call() -> Any:
+        return _consumed(spec.binder.call(spec.fn, arguments))
+
+    def cancelling() -> None:
+        if not run.is_final:
+            run.enter(StateType.CANCELLING, services.clock.now(), message="until its thread ends")
+            wake_threads(run)
+
+    def abandon() -> None:
+        run.is_abandoned = True
+
+    job = await run.host.call_sync(call, services.threads, services.settings.grace_seconds, cancelling, abandon)
+    if job.error is not None:
+        try:
+            raise job.error
+        finally:
+            job.error = None  # its traceback holds this frame
+    return job.value
+
+
+def wake_threads(run: Run) -> None:
+    """Wake the threads that wait for something in this run or below it, to look whether they are to stop."""
+    run.wake_threads()
+    for child in list(run.children or ()):
+        wake_threads(child)
+
+
+def _consumed(value: Any) -> Any:
+    # Also in the thread that made it: its code is not to run on the loop.
+    items: Iterable[Any] = value
+    return list(items) if isinstance(value, GeneratorType) else value
+
+
+async def _collect(items: AsyncIterator[Any]) -> list[Any]:
+    return [item async for item in items]

@@ -1,0 +1,69 @@
+"""Stopping runs of this process from wherever one knows their id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from asyncflow._backend.detect import host_here
+from asyncflow._cancellation import cancel, outermost_of
+from asyncflow._outcomes import wait_settled
+from asyncflow._rows import FLOW
+from asyncflow._run import Cause, Run
+from asyncflow.client import Client
+from asyncflow.context import current_run
+from asyncflow.exceptions import CannotCancelNestedRunError, RunElsewhereError
+from asyncflow.ids import parse_id
+from asyncflow.states import State
+
+__all__ = ["cancel_flow_run"]
+
+
+async def cancel_flow_run(
+    flow_run_id: UUID | str, *, reason: str | None = None, client: Client | None = None
+) -> State[Any]:
+    """Cancel a flow run and everything below it, at once, from any task or thread; gives its final state.
+
+    It returns when every `finally` block of the run is done and every record made, at the latest
+    when the grace time is over; cancelling such a wait takes nothing back. Inside of the run itself
+    it returns at once, and the cancellation comes at the next checkpoint. A run that has ended
+    keeps its state.
+
+    Raises `CannotCancelNestedRunError` for a run that is a part of another one,
+    `RunElsewhereError` for one of another process, `RunNotFoundError` for an unknown id.
+    """
+    client = client or Client()
+    services = await client.services()
+    found = None
+    for outermost in list(services.outermost):
+        found = found or _find(outermost, flow_run_id)
+    if found is None:
+        state = (await client.read_flow_run(flow_run_id)).state
+        if not state.is_final():
+            raise RunElsewhereError(flow_run_id, state)
+        return state
+    if found.parent is not None:
+        raise CannotCancelNestedRunError(flow_run_id, UUID(bytes=outermost_of(found).id))
+    caller = current_run.get()
+    cancel(found, Cause(_message(reason, caller)))
+    if caller is None or outermost_of(caller) is not found:
+        await wait_settled(found, host_here(services.clock), caller)
+    return found.state()
+
+
+def _find(run: Run, flow_run_id: UUID | str) -> Run | None:
+    wanted = parse_id(flow_run_id)
+    pending: list[Run] = [run]
+    while pending:
+        each = pending.pop()
+        if each.id == wanted and each.kind == FLOW:
+            return each
+        below: Iterable[Run] = each.children or ()
+        pending.extend(list(below))
+    return None
+
+
+def _message(reason: str | None, caller: Run | None) -> str:
+    who = "" if caller is None else f" by {caller.spec.kind.value} run {caller.display_name!r}"
+    return f"cancelled{who} through cancel_flow_run{'' if reason is None else f': {reason}'}"

@@ -1,0 +1,215 @@
+"""Futures: handles of submitted runs, awaited in async code, waited for on worker threads.
+
+One makes nothing of a loop until somebody waits, so 20,000 of them cost little, and any number of
+tasks, threads and loops may wait for the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, Generic, Literal, Self, TypeVar, cast, overload
+from uuid import UUID
+
+from asyncflow._backend.detect import host_here, loop_is_running_here
+from asyncflow._backend.inline import drive
+from asyncflow._cancellation import cancel
+from asyncflow._outcomes import wait_settled
+from asyncflow._rows import maybe_uuid
+from asyncflow._rules import one_error
+from asyncflow._run import Cause, Run, Waiter
+from asyncflow.context import current_run
+from asyncflow.exceptions import WaitOnEventLoopError, WaitTimeoutError
+from asyncflow.logs import library_logger
+from asyncflow.placeholders import Awaited
+from asyncflow.states import State
+
+__all__ = ["FlowRunFuture", "FutureList", "RunFuture", "TaskFuture"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class RunFuture(Awaited, Generic[T_co]):
+    """A submitted run, as whoever submitted it holds it.
+
+    `await future` gives the run's value or raises its exception, as often as it is asked.
+    Cancelling such a wait does not cancel the run; `future.cancel()` does.
+    """
+
+    __slots__ = ("_run", "_traceback")
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run = run
+        self._traceback: Any = None
+
+    def __await__(self) -> Generator[Any, Any, T_co]:
+        return self._value().__await__()
+
+    async def _value(self) -> T_co:
+        await self.wait_async()
+        return self._outcome()
+
+    @overload
+    def result(self, timeout: float | None = None, raise_on_failure: Literal[True] = True) -> T_co: ...
+    @overload
+    def result(self, timeout: float | None = None, *, raise_on_failure: bool) -> T_co | BaseException: ...
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> T_co | BaseException:
+        """The value, for sync code; waits for it, at most `timeout` seconds.
+
+        A run that ended otherwise raises its exception, or gives it when `raise_on_failure` is
+        false. Raises `WaitTimeoutError` (a `TimeoutError`) when the time is over, and on the
+        thread of an event loop, which it would block, `WaitOnEventLoopError` unless it is done.
+        """
+        if not self.wait(timeout):
+            assert timeout is not None
+            raise WaitTimeoutError(self._run.display_name, timeout)
+        if raise_on_failure or self._run.error is None:
+            return self._outcome()
+        self._run.looked_at = True
+        return self._run.error
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until it is done, at most `timeout` seconds; gives whether it is. Raises as `result` does."""
+        run = self._run
+        if not run.is_settled:
+            if loop_is_running_here():
+                raise WaitOnEventLoopError(f"future.{'result' if timeout is None else 'wait'}()", "await future")
+            drive(wait_settled(run, host_here(run.services.clock), current_run.get(), timeout))
+        return run.is_settled
+
+    async def wait_async(self, timeout: float | None = None) -> bool:  # gives whether, raises nothing
+        """Wait until it is done, at most `timeout` seconds, without taking the value; gives whether it is."""
+        run = self._run
+        if not run.is_settled:
+            await wait_settled(run, host_here(run.services.clock), current_run.get(), timeout)
+        return run.is_settled
+
+    def _outcome(self) -> T_co:
+        run = self._run
+        run.looked_at = True
+        if run.error is not None:
+            # With the traceback it came with: each raise would add its own frames to it for good.
+            self._traceback = self._traceback or run.error.__traceback__
+            raise run.error.with_traceback(self._traceback)
+        return cast("T_co", run.value)
+
+    @property
+    def state(self) -> State[T_co]:
+        """The run's newest state."""
+        run = self._run
+        run.looked_at = run.looked_at or run.is_settled
+        return run.state()
+
+    def done(self) -> bool:
+        """Whether the run has its final state and its outcome can be had at once."""
+        return self._run.is_settled
+
+    def cancel(self) -> bool:
+        """Cancel the run and everything below it, at once, from any task or thread; false when it has ended.
+
+        It is recorded Cancelled when its `finally` blocks are done; who awaits it gets `RunCancelledError`.
+        """
+        run = self._run
+        run.looked_at = True
+        by = current_run.get()
+        who = "" if by is None else f" by {by.spec.kind.value} run {by.display_name!r}"
+        return cancel(run, Cause(f"cancelled through its future{who}"))
+
+    def add_done_callback(self, fn: Callable[[Self], object]) -> None:
+        """Call `fn(future)` once when it is done, or at once if it is; what it raises is logged.
+
+        It is called in the task or thread that ended the run, so it must be short.
+        """
+
+        def call() -> None:
+            try:
+                fn(self)
+            except Exception:  # noqa: BLE001  # theirs, whatever it is: the run has ended
+                library_logger().exception("a done callback of run %r raised", self._run.display_name)
+
+        self._run.attend(Waiter(call))
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self._run.display_name
+
+    @property
+    def run(self) -> Run:
+        """For the engine: the live run."""
+        return self._run
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._run.display_name!r} {self._run.state().name}>"
+
+
+class TaskFuture(RunFuture[T_co]):
+    """A submitted task run."""
+
+    __slots__ = ()
+
+    @property
+    def task_run_id(self) -> UUID:
+        """The task run's id."""
+        return UUID(bytes=self._run.id)
+
+
+class FlowRunFuture(RunFuture[T_co]):
+    """A submitted flow run."""
+
+    __slots__ = ()
+
+    @property
+    def flow_run_id(self) -> UUID:
+        """The flow run's id."""
+        return UUID(bytes=self._run.id)
+
+    @property
+    def task_run_id(self) -> UUID | None:
+        """The id of the task run that stands for it in the run it is nested in; None for an outermost one."""
+        return maybe_uuid(self._run.stand_in_id)
+
+
+class FutureList(list[RunFuture[T]]):
+    """What `map` gives: the futures, in the order of the items, awaitable as a whole."""
+
+    def __await__(self) -> Generator[Any, Any, list[T]]:
+        return self._values().__await__()
+
+    async def _values(self) -> list[T]:
+        for future in self:
+            await future.wait_async()
+        return self.result()
+
+    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> list[T]:
+        """The values in order, for sync code; waits for all of them, at most `timeout` seconds together.
+
+        When one failed, raises its exception; when several did, an `ExceptionGroup` of them. With
+        `raise_on_failure=False` the exceptions stand in the list.
+        """
+        self._wait(timeout)
+        outcomes: list[Any] = [each.result(raise_on_failure=False) for each in self]
+        failed = [each.run.error for each in self if each.run.error is not None]
+        if failed and raise_on_failure:
+            raise one_error(failed)
+        return outcomes
+
+    def _wait(self, timeout: float | None) -> None:
+        if timeout is None:
+            for future in self:
+                future.wait()
+        elif self:
+            clock = self[0].run.services.clock
+            until = clock.monotonic() + timeout
+            for future in self:
+                if not future.wait(max(until - clock.monotonic(), 0)):
+                    raise WaitTimeoutError(future.name, timeout)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until all are done, at most `timeout` seconds; gives whether they are."""
+        try:
+            self._wait(timeout)
+        except WaitTimeoutError:
+            return False
+        return True
