@@ -40,7 +40,7 @@ LAYERS: dict[str, list[str]] = {
     "ports": ["abc"],
     "adapters": ["stores", "results", "_backend"],
     "live": ["_limiter", "_rates", "_limits", "_places", "_services", "_recorded", "_run", "context"],
-    "services": ["_cancellation", "_outcomes", "run_logger", "logs", "futures", "completions"],
+    "services": ["_cancellation", "_outcomes", "run_logger", "logs", "_unseen", "futures", "completions"],
     "engine": ["_engine"],
     "composition": ["runtime", "client", "concurrency", "control"],
     "definitions": ["declarations", "flows", "tasks"],

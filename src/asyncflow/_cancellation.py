@@ -76,10 +76,11 @@ def _deliver(run: Run, again: bool) -> None:
         run.stream.stop()
     elif run.task is None:
         return  # it has not begun, and sees its cause when it does
-    elif run.parent is None or not run.host.cancel_task(run.task, again=again, is_over=lambda: run.is_final):
+    elif run.parent is not None and run.host.cancel_task(run.task, again=again, is_over=lambda: run.is_final):
+        return
+    elif run.scope is not None:
         # An outermost run's task is its caller's, who is not cancelled: only a scope keeps the two apart.
-        if run.scope is not None:
-            run.scope.cancel(again=again)
+        run.scope.cancel(again=again)
 
 
 def _begin_grace(root: Run, targets: Sequence[Run], cause: Cause) -> None:

@@ -18,8 +18,8 @@ async def wait_settled(target: Run, host: Host, waiting: Run | None, seconds: fl
     `host` is the caller's, `waiting` the run whose body waits. A cancellation ends the wait and
     changes nothing else. Raises `WaitCycleError` when `target` cannot end before `waiting` does.
     """
-    if target.is_settled:
-        return True
+    if target.is_settled or (seconds is not None and seconds <= 0):
+        return target.is_settled
     signal = host.signal()
     waiter = Waiter(signal.set, waiting)
     target.attend(waiter)
@@ -46,19 +46,23 @@ async def blocked(
     aside = _step_aside(waiting)
     try:
         # Looked at after it was entered, and again when it is woken: a cause cannot slip through between.
-        if host.is_inline and must_stop(waiting):
-            raise InlineCancelled
+        _stop_thread(host, waiting)
         await (signal.wait() if seconds is None else host.wait_for(signal, seconds))
-        if host.is_inline and must_stop(waiting):
-            raise InlineCancelled
+        _stop_thread(host, waiting)
     except BaseException:
         for places in aside:
-            places.stay_aside()
+            places.go_on()
         raise
     finally:
         waiting.waits.pop(waiter, None)
     for places in aside:
         await places.come_back(host)
+
+
+def _stop_thread(host: Host, waiting: Run) -> None:
+    """Raise where no loop can tell a body that it is cancelled."""
+    if host.is_inline and must_stop(waiting):
+        raise InlineCancelled
 
 
 def _step_aside(run: Run | None) -> list[Places]:

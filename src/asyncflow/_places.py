@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from asyncflow._backend.base import Host
-from asyncflow._limiter import Limiter
+from asyncflow._limiter import Limiter, Wait, Waiter, wait_plainly
 
 __all__ = ["Places"]
 
@@ -18,27 +18,13 @@ class Places:
     at once has none until the last of these waits is over.
     """
 
-    __slots__ = ("_held", "_limiters", "_waits")
+    __slots__ = ("_claims", "_held", "_limiters", "_waits")
 
     def __init__(self, limiters: Sequence[Limiter]) -> None:
         self._limiters = limiters
-        """Always in the same order, so that two bodies never wait for each other's."""
         self._held = 0
+        self._claims: list[tuple[Limiter, Waiter]] = []
         self._waits = 0
-
-    async def take(self, host: Host, *, first: bool = False) -> None:
-        """Wait for all of them; a cancellation ends the wait, and what was taken is given back with `leave`."""
-        while self._held < len(self._limiters):
-            limiter = self._limiters[self._held]
-            if not limiter.try_acquire():
-                await limiter.acquire(host, first=first)
-            self._held += 1
-
-    def leave(self) -> None:
-        """Give back what is held."""
-        while self._held:
-            self._held -= 1
-            self._limiters[self._held].release()
 
     def take_at_once(self) -> bool:
         """Take all of them if nobody is in front; whether that was so."""
@@ -48,8 +34,24 @@ class Places:
             self._held += 1
         return True
 
+    async def take(self, host: Host, *, first: bool = False, wait: Wait = wait_plainly) -> None:
+        """Wait for all of them; a cancellation ends the wait, and what was taken is given back with `leave`."""
+        while self._held < len(self._limiters):
+            await self._limiters[self._held].acquire(host, first=first, wait=wait)
+            self._held += 1
+
+    def leave(self) -> None:
+        """Give back what is held."""
+        while self._held:
+            self._held -= 1
+            self._limiters[self._held].release()
+        while self._claims:
+            limiter, waiter = self._claims.pop()
+            if not limiter.withdraw(waiter):
+                limiter.release()
+
     def step_aside(self) -> None:
-        """The body begins to wait for a run."""
+        """The body begins to wait."""
         self._waits += 1
         if self._waits == 1:
             self.leave()
@@ -60,6 +62,12 @@ class Places:
         if not self._waits:
             await self.take(host, first=True)
 
-    def stay_aside(self) -> None:
-        """The wait was cancelled: what is left of the body does without its places."""
+    def go_on(self) -> None:
+        """The wait was cancelled: the body goes on at once, and has the next free places as soon as there are any."""
         self._waits -= 1
+        if not self._waits:
+            self._claims = [(limiter, limiter.enqueue(_nothing, first=True)) for limiter in self._limiters]
+
+
+def _nothing() -> None:
+    """Nobody waits for a claim: it only keeps others from the place."""

@@ -58,11 +58,13 @@ class Recorded:
 
     __slots__ = (
         "__weakref__", "arguments", "created", "ended", "error", "error_json", "facts", "flow_run_id", "history", "id",
-        "kind", "latest", "name", "not_kept", "parameters_json", "parent_id", "queued", "result", "run_count",
-        "services", "spec", "stand_in_id", "started", "status", "tags", "value",
+        "kind", "latest", "name", "not_kept", "parameters_json", "parent_id", "queued", "result", "root_id",
+        "run_count", "services", "spec", "stand_in_id", "started", "status", "tags", "value",
     )  # fmt: skip
 
     id: bytes
+    root_id: bytes
+    """Of the outermost run of its tree."""
     kind: int
     stand_in_id: bytes | None
     """Of a nested flow: the task run that stands for it in its parent."""
@@ -194,6 +196,10 @@ class Recorded:
             state_details=self.details(),
             id=state_id(self.id, max(seq - 1, 0)),
         )
+
+    def bare_state(self) -> State[Any]:
+        """The same without value and exception, for an exception to carry: the two would hold each other."""
+        return self.state().with_(data=ABSENT)
 
     def __del__(self) -> None:
         # The net below all others: whatever tore the engine apart (a Ctrl-C inside its own code,

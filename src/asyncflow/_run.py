@@ -80,7 +80,8 @@ class Run(Recorded):
         "depth",
         "drained",
         "host",
-        "is_abandoned", "is_hosted",
+        "is_abandoned",
+        "is_forsaken", "is_hosted",
         "is_settled",
         "is_special",
         "limiters",
@@ -88,7 +89,6 @@ class Run(Recorded):
         "owner",
         "parent",
         "places",
-        "root_id",
         "scope",
         "stream",
         "task",
@@ -105,7 +105,6 @@ class Run(Recorded):
     """The `Flow` or `Task` that was called; hooks get it."""
     parent: Run | None
     host: Host
-    root_id: bytes
     depth: int
     task: object
     """The backend's task its body runs in; None until it has begun."""
@@ -152,6 +151,8 @@ class Run(Recorded):
     """What its body waits for."""
     looked_at: bool
     """Whether anybody took its outcome, or will."""
+    is_forsaken: bool
+    """Whether nobody holds its future any more."""
     unseen: list[Run] | None
     """Submitted children that failed."""
 
@@ -191,7 +192,7 @@ class Run(Recorded):
         self.value = ABSENT
         self.created = self.latest = self.run_count = 0
         self.queued = self.closing = self.told = self.is_abandoned = False
-        self.is_hosted = self.is_settled = self.looked_at = False
+        self.is_hosted = self.is_forsaken = self.is_settled = self.looked_at = False
         self.is_special = self.depth > services.settings.nesting_limit
         self.name = self.parameters_json = self.started = self.ended = self.facts = self.history = None
         self.error = self.result = self.error_json = self.not_kept = self.task = self.children = None
@@ -213,7 +214,8 @@ class Run(Recorded):
             return True
         if parent.children is None:
             with ENDING:  # two threads may bring a first child each
-                parent.children = parent.children or {}
+                if parent.children is None:
+                    parent.children = {}
         parent.children[self] = None
         if parent.closing:
             self.unlink()
@@ -281,7 +283,8 @@ class Run(Recorded):
         """Have `waiter` woken when the outcome is there, or now if it is. From any thread."""
         if self.waiters is None:
             with ENDING:  # as for the first child
-                self.waiters = self.waiters or {}
+                if self.waiters is None:
+                    self.waiters = {}
         self.waiters[waiter] = None
         # It enters before it looks, and `settle` says so before it looks: one of them wakes it,
         # and `pop` lets only one.

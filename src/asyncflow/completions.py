@@ -26,7 +26,7 @@ _RETURN_WHEN = ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION")
 
 
 class _Arrivals(Generic[T]):
-    """The futures that are done and were not taken yet, for one waiter at a time, in the order they ended."""
+    """The futures that are done and were not taken yet, in the order they ended."""
 
     def __init__(self, futures: Iterable[RunFuture[T]], *, all_of_them: bool, timeout: float | None) -> None:
         unique = dict.fromkeys(futures)
@@ -35,37 +35,52 @@ class _Arrivals(Generic[T]):
         self.total: int = len(unique)
         self.left: int = self.total
         self._arrived: deque[RunFuture[T]] = deque()
-        self._signal: Signal | None = None
+        self._signals: dict[Signal, None] = {}
         self._waiting: Run | None = current_run.get()
         self._waiters: dict[Waiter, Run] = {}
         for future in unique:
             waiter = Waiter(partial(self._arrive, future), self._waiting if all_of_them and timeout is None else None)
             self._waiters[waiter] = future.run
             future.run.attend(waiter)
-            if waiter.run is not None:
-                refuse_cycle(waiter.run, future.run)
+        try:
+            for waiter, run in self._waiters.items():
+                if waiter.run is not None:
+                    refuse_cycle(waiter.run, run)
+        except BaseException:
+            self.close()
+            raise
 
     def _arrive(self, future: RunFuture[T]) -> None:
         self._arrived.append(future)
-        signal = self._signal
-        if signal is not None:
+        self._wake()
+
+    def _wake(self) -> None:
+        for signal in list(self._signals):
             signal.set()
 
     async def next(self) -> RunFuture[T] | None:
         """The next one; None when there are no more. Raises `TimeoutError` when the time is over."""
+        host = host_here(self._clock)
+        while self.left and not self._arrived:
+            await self._wait(host)
         if not self.left:
             return None
-        host = host_here(self._clock)
-        while not self._arrived:
-            await self._wait(host)
         self.left -= 1
+        if not self.left:
+            self._wake()  # several may share it
         return self._arrived.popleft()
 
     async def _wait(self, host: Host) -> None:
         # It is in place before the last look, so what arrives meanwhile sets it.
-        signal = self._signal = host.signal()
-        if self._arrived:
-            return
+        signal = host.signal()
+        self._signals[signal] = None
+        try:
+            if not self._arrived and self.left:
+                await self._wait_for(host, signal)
+        finally:
+            self._signals.pop(signal, None)
+
+    async def _wait_for(self, host: Host, signal: Signal) -> None:
         left = None if self._until is None else self._until - self._clock.monotonic()
         if left is not None and left <= 0:
             raise TimeoutError(
@@ -80,7 +95,7 @@ class _Arrivals(Generic[T]):
             run.desert(waiter)
 
 
-class as_completed(Generic[T]):  # noqa: N801  # a function by its use, as in asyncio
+class as_completed(Generic[T]):  # a function by its use, as in asyncio
     """The futures, each as soon as its run has ended: with `async for`, or with `for` on a thread without a loop.
 
     `timeout` is in seconds, for all of them together; when it is over, `TimeoutError` is raised and
@@ -133,7 +148,7 @@ class Waited(NamedTuple, Generic[T]):
 async def wait(
     futures: Iterable[RunFuture[T]],
     *,
-    timeout: float | None = None,  # noqa: ASYNC109  # it is no error: what is done by then is given
+    timeout: float | None = None,  # it is no error: what is done by then is given
     return_when: ReturnWhen = "ALL_COMPLETED",
 ) -> Waited[T]:
     """Wait until all are done, or the first, or the first that did not complete, at most `timeout` seconds.

@@ -30,9 +30,7 @@ class Flow(Declaration[P, R_co]):
         super().__init__(fn, Options().changed(Kind.FLOW, options), _names_around())
 
     @overload
-    def submit(  # type: ignore[overload-overlap]
-        self: Flow[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> FlowRunFuture[T]: ...
+    def submit(self: Flow[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> FlowRunFuture[T]: ...
     @overload
     def submit(self: Flow[P, T], /, *args: P.args, **kwargs: P.kwargs) -> FlowRunFuture[T]: ...
     @overload

@@ -17,6 +17,7 @@ from asyncflow._outcomes import wait_settled
 from asyncflow._rows import maybe_uuid
 from asyncflow._rules import one_error
 from asyncflow._run import Cause, Run, Waiter
+from asyncflow._unseen import forsake
 from asyncflow.context import current_run
 from asyncflow.exceptions import WaitOnEventLoopError, WaitTimeoutError
 from asyncflow.logs import library_logger
@@ -61,7 +62,7 @@ class RunFuture(Awaited, Generic[T_co]):
         false. Raises `WaitTimeoutError` (a `TimeoutError`) when the time is over, and on the
         thread of an event loop, which it would block, `WaitOnEventLoopError` unless it is done.
         """
-        if not self.wait(timeout):
+        if not self._block(timeout, "result", "await future"):
             assert timeout is not None
             raise WaitTimeoutError(self._run.display_name, timeout)
         if raise_on_failure or self._run.error is None:
@@ -71,10 +72,13 @@ class RunFuture(Awaited, Generic[T_co]):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until it is done, at most `timeout` seconds; gives whether it is. Raises as `result` does."""
+        return self._block(timeout, "wait", f"await future.wait_async({'' if timeout is None else f'{timeout:g}'})")
+
+    def _block(self, timeout: float | None, called: str, instead: str) -> bool:
         run = self._run
         if not run.is_settled:
             if loop_is_running_here():
-                raise WaitOnEventLoopError(f"future.{'result' if timeout is None else 'wait'}()", "await future")
+                raise WaitOnEventLoopError(f"future.{called}()", instead)
             drive(wait_settled(run, host_here(run.services.clock), current_run.get(), timeout))
         return run.is_settled
 
@@ -129,6 +133,11 @@ class RunFuture(Awaited, Generic[T_co]):
                 library_logger().exception("a done callback of run %r raised", self._run.display_name)
 
         self._run.attend(Waiter(call))
+
+    def __del__(self) -> None:
+        run = getattr(self, "_run", None)
+        if run is not None and run.parent is None and not run.looked_at:
+            forsake(run)  # no run around it will tell of a failure that nobody looked at
 
     @property
     def name(self) -> str:
@@ -188,28 +197,28 @@ class FutureList(list[RunFuture[T]]):
         When one failed, raises its exception; when several did, an `ExceptionGroup` of them. With
         `raise_on_failure=False` the exceptions stand in the list.
         """
-        self._wait(timeout)
+        self._block(timeout, "result", "await futures")
         outcomes: list[Any] = [each.result(raise_on_failure=False) for each in self]
         failed = [each.run.error for each in self if each.run.error is not None]
         if failed and raise_on_failure:
             raise one_error(failed)
         return outcomes
 
-    def _wait(self, timeout: float | None) -> None:
-        if timeout is None:
-            for future in self:
-                future.wait()
-        elif self:
-            clock = self[0].run.services.clock
-            until = clock.monotonic() + timeout
-            for future in self:
-                if not future.wait(max(until - clock.monotonic(), 0)):
-                    raise WaitTimeoutError(future.name, timeout)
-
     def wait(self, timeout: float | None = None) -> bool:
         """Block until all are done, at most `timeout` seconds; gives whether they are."""
         try:
-            self._wait(timeout)
+            self._block(timeout, "wait", "await asyncflow.wait(futures)")
         except WaitTimeoutError:
             return False
         return True
+
+    def _block(self, timeout: float | None, called: str, instead: str) -> None:
+        if not self:
+            return
+        if loop_is_running_here() and not all(future.done() for future in self):
+            raise WaitOnEventLoopError(f"futures.{called}()", instead)
+        clock = self[0].run.services.clock
+        until = None if timeout is None else clock.monotonic() + timeout
+        for future in self:
+            if not future.wait(None if until is None else until - clock.monotonic()):
+                raise WaitTimeoutError(future.name, timeout or 0)

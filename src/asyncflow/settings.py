@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import orjson
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, cast, get_origin, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
+
+import orjson
 
 from asyncflow.exceptions import OptionError
 
@@ -105,9 +106,10 @@ def _expected(field: str, value: Any) -> str | None:
 
 
 def _are_limits(value: Any) -> bool:
-    if not isinstance(value, Mapping):
+    try:
+        pairs = dict(value).items()
+    except (TypeError, ValueError):
         return False
-    pairs = cast("Mapping[Any, Any]", value).items()
     return all(isinstance(tag, str) and type(limit) is int and limit >= 1 for tag, limit in pairs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from asyncflow.exceptions import OptionError
 
@@ -21,6 +22,6 @@ class ConcurrentTaskRunner:
     max_workers: int | None = None
 
     def __post_init__(self) -> None:
-        given: object = self.max_workers
+        given: Any = self.max_workers
         if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
             raise OptionError("max_workers", given, "a whole number from 1, or None for no bound")

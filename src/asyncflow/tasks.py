@@ -28,9 +28,7 @@ class Task(Declaration[P, R_co]):
         super().__init__(fn, Options().changed(Kind.TASK, options))
 
     @overload
-    def submit(  # type: ignore[overload-overlap]
-        self: Task[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskFuture[T]: ...
+    def submit(self: Task[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
     @overload
     def submit(self: Task[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
     @overload

@@ -300,3 +300,27 @@ async def options() -> None:
     parse.with_options(retries=1)("a")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     parse.fn("a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     parse.fn = parse.fn  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+async def map_streams(urls: AsyncIterator[str]) -> None:
+    async for page in fetch.map_stream(urls, limit=8, retries=1):
+        assert_type(page, bytes)
+    async for words in parse.map_stream([b"a"], limit=8, ordered=False):
+        assert_type(words, list[str])
+    async for state in crawl.map_stream(["a"], limit=8, return_state=True):
+        assert_type(state, State[dict[str, int]])
+    async with report.map_stream(["a"], limit=8) as results:
+        assert_type(await anext(results), int)
+
+    fetch.map_stream(["a"])  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    fetch.map_stream(1, limit=8)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    fetch.map_stream(["a"], limit="8")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def map_streams_in_sync_code() -> None:
+    for words in parse.map_stream([b"a"], limit=8):
+        assert_type(words, list[str])
+    for state in report.map_stream(["a"], limit=8, return_state=True):
+        assert_type(state, State[int])
+    with fetch.map_stream(["a"], limit=8) as results:
+        assert_type(list(results), list[bytes])

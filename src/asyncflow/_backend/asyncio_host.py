@@ -201,13 +201,14 @@ class AsyncioHost(LoopHost):
     def cancel_task(self, task: object, *, again: bool, is_over: Callable[[], bool]) -> bool:
         if not isinstance(task, asyncio.Task):
             return False
+        hosting: asyncio.Task[Any] = task
         if again:
             task.cancel()
         elif not task.cancelling():
             # One that somebody cancelled is cleaning up, and a second cancel would cut that short: the
             # children of a cancelled `gather`, which ends with the first of them. (Or it swallowed the
             # cancellation, or a TaskGroup of CPython 3.11 or 3.12 left the count behind: so, later, again.)
-            _Delivery(self.loop, task, is_over).attempt()
+            _Delivery(self.loop, hosting, is_over).attempt()
         return True
 
     def cancels_asked(self) -> int:
@@ -279,11 +280,15 @@ class AsyncioHost(LoopHost):
         return _Scope(self, seconds)
 
     async def protect(self, fn: Callable[[], Coroutine[Any, Any, None]], seconds: float) -> BaseException | None:
-        signal = self.signal()
+        held_back: BaseException | None = None
         with anyio.CancelScope(shield=True):  # before the task is made: an eager one begins at once
-            task = self.loop.create_task(fn())
-            task.add_done_callback(lambda _: signal.set())
-            held_back = await self.settle(signal, seconds)
+            held_back = await self._ended(self.loop.create_task(fn()), seconds)
+        return held_back
+
+    async def _ended(self, task: asyncio.Task[None], seconds: float) -> BaseException | None:
+        signal = self.signal()
+        task.add_done_callback(lambda _: signal.set())
+        held_back = await self.settle(signal, seconds)
         if task.done():
             task.result()  # what it raised is not for the loop's exception handler
         else:

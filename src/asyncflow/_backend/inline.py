@@ -19,14 +19,14 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, ContextVar, Token
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 from asyncflow._backend.base import Host, RunScope, Signal, open_no_link
 from asyncflow._backend.portal import PortalCall
 from asyncflow._backend.threads import Job, ThreadPool, waiting
 from asyncflow.abc import Clock
 
-__all__ = ["InlineCancelled", "InlineHost", "drive"]
+__all__ = ["InlineCancelled", "InlineHost", "drive", "never_suspends"]
 
 T = TypeVar("T")
 _MOST_INTERRUPTS = 2
@@ -45,6 +45,11 @@ def drive(coroutine: Coroutine[Any, Any, Any]) -> Any:
         coroutine.send(None)
     except StopIteration as stop:
         return stop.value
+    return never_suspends(coroutine)
+
+
+def never_suspends(coroutine: Coroutine[Any, Any, Any]) -> NoReturn:
+    """Raise: this coroutine did."""
     coroutine.close()
     raise AssertionError("a coroutine of the inline host was suspended")
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 from asyncflow._cancellation import cancel, outermost_of
 from asyncflow._engine.hooks import run_hooks
 from asyncflow._run import Cause, Run
+from asyncflow._unseen import keep_if_failed, warn_of_unseen
 from asyncflow.error_records import error_summary
 from asyncflow.exceptions import AsyncflowError, DurabilityError, RunCancelledError
-from asyncflow.logs import library_logger
 from asyncflow.states import StateType
 
 __all__ = ["conclude", "follow_up"]
 
 _TEARING = (StateType.CANCELLED, StateType.CRASHED)
-_MOST_NAMED = 5
 
 
 async def follow_up(run: Run) -> None:
     """What follows the final state: the disk, then the hooks."""
     if run.unseen is not None:
-        _warn_of_unseen(run)
+        warn_of_unseen(run)
     services, host, type_ = run.services, run.host, run.status.type
     if isinstance(run.error, GeneratorExit):
         return  # the coroutine is being closed: it must not wait for anything
@@ -55,31 +54,11 @@ def conclude(run: Run) -> None:
     run.arguments = {}
     if error is not None and run.host.is_cancellation(error):
         # Nobody who waits for it was cancelled, and its traceback would keep the body's frames alive.
-        run.error = RunCancelledError(run.status.message or "cancelled before it began", run.state())
+        run.error = RunCancelledError(run.status.message or "cancelled before it began", run.bare_state())
     elif isinstance(error, KeyboardInterrupt | SystemExit):
         # It ends the program, from wherever it is raised: here, through the outermost run.
         top = outermost_of(run)
         if top is not run:
             what = f"{run.spec.kind.value} run {run.display_name!r} raised {error_summary(error)}"
             cancel(top, Cause(f"cancelled because {what}", error=error))
-    parent = run.parent
-    if parent is not None and run.error is not None and not run.looked_at:
-        parent.unseen = parent.unseen or []
-        parent.unseen.append(run)
-
-
-def _warn_of_unseen(run: Run) -> None:
-    """Tell of submitted runs that failed and whose outcome nobody took."""
-    unseen, run.unseen = run.unseen or [], None
-    lost = [each for each in unseen if not each.looked_at and not isinstance(each.error, RunCancelledError)]
-    if not lost:
-        return
-    named = ", ".join(f"{each.display_name!r} ({each.status.message})" for each in lost[:_MOST_NAMED])
-    more = f" and {len(lost) - _MOST_NAMED:,} more" if len(lost) > _MOST_NAMED else ""
-    library_logger().warning(
-        "submitted runs failed in %s run %r, and nobody looked at their futures: %s%s",
-        run.spec.kind.value,
-        run.display_name,
-        named,
-        more,
-    )
+    keep_if_failed(run)

@@ -25,6 +25,8 @@ from asyncflow.placeholders import Placeholder
 
 __all__ = ["attempt"]
 
+_GRACE_UNTIL = "_asyncflow_grace_until"
+
 _NET = 2.0
 """How many grace times a body's end waits at most for what it started: nothing should, after one."""
 
@@ -77,18 +79,11 @@ async def _body_and_children(run: Run) -> Any:
         if run.children or run.companions:
             await _join(run)
         return await states_of_futures(run, value) if Placeholder.exist else value
-    except GeneratorExit as error:
-        run.closing = True
-        _condemn_children(run, error)
-        raise  # the coroutine is being closed: it must not wait for anything
     except BaseException as error:
         run.closing = True
-        if run.places is not None:
-            run.leave_places()
-        if run.children or run.companions:
-            held_back = await _drain(run, error)
-            if held_back is not None and not run.host.is_cancellation(error):
-                raise held_back from error  # the caller was cancelled meanwhile: that wins
+        run.leave_places()
+        if not run.is_alone:
+            await _tear_down(run, error)
         raise
 
 
@@ -104,19 +99,23 @@ async def _join(run: Run) -> None:
         await blocked(run.host, run, signal)
 
 
-async def _drain(run: Run, error: BaseException) -> BaseException | None:
-    """Cancel and wait for the open children of a body that raised; gives what was held back meanwhile."""
+async def _tear_down(run: Run, error: BaseException) -> None:
+    """Cancel and wait for what a body that raised has left."""
     _stop_companions(run)
+    if isinstance(error, GeneratorExit):
+        _condemn_children(run, error)
+        return  # the coroutine is being closed: it must not wait for anything
     _bury(run)
     signal = run.drained = run.host.signal()
     _condemn_children(run, error)
     if run.is_alone:
-        return None
+        return
     held_back = await run.host.settle(signal, run.services.settings.grace_seconds * _NET)
     for lost in list(run.children or ()):  # of a host that is gone, with its timers
         crash(lost, "its event loop ended before it did")
         lost.unlink()
-    return held_back
+    if held_back is not None and not run.host.is_cancellation(error):
+        raise held_back from error  # the caller was cancelled meanwhile: that wins
 
 
 def _condemn_children(run: Run, error: BaseException) -> None:
@@ -125,7 +124,7 @@ def _condemn_children(run: Run, error: BaseException) -> None:
         cause = _reason_of(run, error)
         condemn(run, children, cause)
         with suppress(AttributeError):
-            error._asyncflow_grace_until = cause.until  # type: ignore[attr-defined]  # see `_reason_of`
+            setattr(error, _GRACE_UNTIL, cause.until)
 
 
 def _reason_of(run: Run, error: BaseException) -> Cause:
@@ -139,7 +138,7 @@ def _reason_of(run: Run, error: BaseException) -> Cause:
     how = "was cancelled" if run.host.is_cancellation(error) else f"failed with {error_summary(error)}"
     cause = Cause(f"cancelled because its {run.spec.kind.value} run {run.display_name!r} {how}")
     if run.host.is_cancellation(error):
-        cause.until = getattr(error, "_asyncflow_grace_until", None)
+        cause.until = getattr(error, _GRACE_UNTIL, None)
     return cause
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 from asyncflow._backend.detect import host_here, loop_is_running_here
+from asyncflow._backend.inline import never_suspends
 from asyncflow._engine.checkpoints import check_deadlines
 from asyncflow._engine.execution import execute
 from asyncflow._limiter import Limiter
@@ -88,11 +89,12 @@ def call_sync(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], 
             run = _child(before, owner, spec, arguments)
         if keywords.wait_for is not None:
             _wait_first(run, keywords.wait_for)
+        engine = execute(run)
         try:
-            execute(run).send(None)  # on this thread's host it never suspends
+            engine.send(None)
         except StopIteration:
             return deliver(run, keywords.return_state)
-        raise AssertionError("a coroutine of the inline host was suspended")
+        return never_suspends(engine)
     except BaseException:
         current_run.set(before)  # as above: else each later call on this thread would belong to a dead run
         raise

@@ -99,13 +99,15 @@ def finish(run: Run, ending: Ending) -> None:
         run.error = ending.error
         run.error_json = error_json
         run.enter(ending.type, run.services.clock.now(), name=ending.name, message=message, facts=ending.facts)
+    if isinstance(ending.error, RunCancelledError | CrashedRunError) and ending.error.state is None:
+        ending.error.state = run.bare_state()  # one of ours: it was made before there was a state
 
 
 def _disown(run: Run, ending: Ending) -> None:
     """A run that was given up has ended after all: whoever called it gets what the record says."""
     run.error = ending.error
     if run.error is None or isinstance(run.error, Exception):
-        run.error = CrashedRunError(run.status.message or "the run crashed", run.state())
+        run.error = CrashedRunError(run.status.message or "the run crashed", run.bare_state())
         run.error.__cause__ = ending.error
 
 

@@ -11,11 +11,10 @@ from asyncflow._engine.aftermath import conclude, follow_up
 from asyncflow._engine.attempt import attempt
 from asyncflow._engine.endings import ending_of_cause, ending_of_raised, finish
 from asyncflow._engine.hooks import allows_retry, run_hooks
-from asyncflow._engine.preparation import prepare, take_places
+from asyncflow._engine.preparation import join_parent, prepare, take_places
 from asyncflow._engine.reaching import reachably
 from asyncflow._rules import Ending
 from asyncflow._run import Run
-from asyncflow.exceptions import RunEndedError
 from asyncflow.placeholders import Placeholder
 from asyncflow.retries import delay_after
 from asyncflow.states import State, StateType
@@ -34,8 +33,8 @@ async def execute(run: Run) -> None:
     host = run.host
     try:
         run.task = host.current_task()
-        if not run.is_hosted and not run.link():  # a submitted run has joined already
-            raise RunEndedError(run.spec.name, run.parent.display_name if run.parent else "")
+        if not run.is_hosted:  # a submitted run has joined already
+            join_parent(run)
         if host.wants_to_relax():
             await host.relax(run.services.store, run.services.settings.queue_limit)
         try:
@@ -83,10 +82,8 @@ async def _attempts(run: Run) -> Ending:
             return ending_of_cause(run)
         ending = await attempt(run)
         try:
-            if ending.type is not StateType.FAILED or run.run_count > options.retries or run.cause is not None:
+            if not _may_try_again(run, ending, asked):
                 return ending
-            if run.host.cancels_asked() > asked and not _is_ambiguous(ending):
-                return ending  # it answered its caller's cancellation with an exception: the caller wants no more of it
             if not await allows_retry(run, _state_of(run, ending)):
                 return ending._replace(facts={"retriable": False})
             delay = _delay(run)
@@ -98,6 +95,13 @@ async def _attempts(run: Run) -> Ending:
         if stopped := await reachably(run, partial(run.host.sleep, delay)):
             return stopped
         run.closing = False
+
+
+def _may_try_again(run: Run, ending: Ending, asked: int) -> bool:
+    if ending.type is not StateType.FAILED or run.run_count > run.spec.options.retries or run.cause is not None:
+        return False
+    # A body may answer its caller's cancellation with an exception: the caller wants no more of it.
+    return run.host.cancels_asked() <= asked or _is_ambiguous(ending)
 
 
 def _is_ambiguous(ending: Ending) -> bool:

@@ -1,4 +1,4 @@
-"""Futures inside arguments and return values: waited for without a place, and replaced by what they stand for."""
+"""Futures in arguments and return values: waited for without a place, and replaced by what they stand for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PLAIN = frozenset({int, str, float, bool, bytes, type(None)})
 
 
 def may_hold_futures(run: Run) -> bool:
-    """Whether a future could be in what the run was given: a search costs microseconds, most calls have scalars only."""
+    """Whether a future could be in what it was given: a search costs microseconds, and most calls have scalars."""
     if run.wait_for is not None:
         return True
     return Placeholder.exist and not all(type(each) in _PLAIN for each in run.arguments.values())
@@ -77,7 +77,7 @@ def _value_of(future: Awaited, failure_is_allowed: bool) -> Any:
 def _not_ready(run: Run, upstream: Run) -> Ending:
     if not run.status.seq:
         run.enter(StateType.PENDING, run.services.clock.now())
-    error = UpstreamFailedError(run.display_name, upstream.display_name, upstream.state())
+    error = UpstreamFailedError(run.display_name, upstream.display_name, upstream.bare_state())
     error.__cause__ = upstream.error
     message = f"upstream run {upstream.display_name!r} did not complete: {upstream.state()}"
     return Ending(type=StateType.FAILED, name="NotReady", message=message, error=error)
@@ -86,19 +86,19 @@ def _not_ready(run: Run, upstream: Run) -> Ending:
 async def states_of_futures(run: Run, value: Any) -> Any:
     """What a body returned, with each future on top or in a list, tuple or set replaced by its run's state."""
     if isinstance(value, RunFuture):
-        return await _state_of(run, cast("RunFuture[Any]", value))
+        return await _state_of(run, value)
     if not isinstance(value, list | tuple | set):
         return value
-    items = cast("Iterable[Any]", value)
-    if not any(isinstance(each, RunFuture) for each in items):
-        return cast("Any", value)
-    replaced = [await _state_of(run, each) if isinstance(each, RunFuture) else each for each in items]
-    if isinstance(value, FutureList):
+    container: Any = cast("Any", value)
+    if not any(isinstance(each, RunFuture) for each in container):
+        return container
+    replaced = [await _state_of(run, each) if isinstance(each, RunFuture) else each for each in container]
+    if isinstance(container, FutureList):
         return replaced
-    make: Any = getattr(value, "_make", type(value))  # a named tuple takes its items one by one
+    make: Any = getattr(container, "_make", container.__class__)  # a named tuple takes its items one by one
     return make(replaced)
 
 
-async def _state_of(run: Run, future: RunFuture[Any]) -> Any:
+async def _state_of(run: Run, future: Any) -> Any:
     await wait_settled(future.run, run.host, run)
     return future.state

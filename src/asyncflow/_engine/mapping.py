@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
 from asyncflow.exceptions import MapError
@@ -82,6 +82,22 @@ class _AsyncFutureList(FutureList[T]):
         self._given: _Arguments | None = given
         self._start = start
 
+    def __iter__(self) -> Iterator[RunFuture[T]]:
+        self._refuse_early_use()
+        return super().__iter__()
+
+    def _block(self, timeout: float | None, called: str, instead: str) -> None:
+        self._refuse_early_use()
+        super()._block(timeout, called, instead)
+
+    def _refuse_early_use(self) -> None:
+        if self._given is not None:
+            raise MapError(
+                self._given.function,
+                "an async iterable is taken apart while the list is awaited; write await "
+                f"{self._given.function}.map(...) before anything else is done with it",
+            )
+
     async def _values(self) -> list[T]:
         given, self._given = self._given, None
         if given is not None:
@@ -91,9 +107,9 @@ class _AsyncFutureList(FutureList[T]):
         return await super()._values()
 
 
-async def _items_of(source: Any) -> Any:
-    if isinstance(source, AsyncIterable):
-        async for item in cast("AsyncIterable[Any]", source):
+async def _items_of(source: Any) -> AsyncIterator[Any]:
+    if hasattr(source, "__aiter__"):
+        async for item in source:
             yield item
     else:
         for item in source:
@@ -109,7 +125,5 @@ async def _next_of_each(given: _Arguments, sources: list[Any]) -> list[Any] | No
     if all(ended):
         return None
     if any(ended):
-        raise MapError(
-            given.function, "the iterables have different lengths; to give one value to each, write unmapped(x)"
-        )
+        raise MapError(given.function, "the lengths differ; to give one value to each run, write unmapped(x)")
     return items

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 from functools import partial
 
+from asyncflow._backend.base import Host, Signal
 from asyncflow._engine.endings import ending_of_cause
 from asyncflow._engine.hooks import name_of_run
 from asyncflow._engine.inputs import may_hold_futures, resolve_inputs
 from asyncflow._engine.reaching import reachably
 from asyncflow._names import slug
+from asyncflow._outcomes import blocked
 from asyncflow._places import Places
 from asyncflow._rules import Ending, ending_of_error
 from asyncflow._run import Run
-from asyncflow.exceptions import NestingTooDeepError
+from asyncflow.exceptions import NestingTooDeepError, RunEndedError
 from asyncflow.parameters import encode_parameters
 from asyncflow.states import StateType
 
-__all__ = ["prepare", "take_places"]
+__all__ = ["join_parent", "prepare", "take_places"]
+
+
+def join_parent(run: Run) -> None:
+    """Make a run one of its parent's open children. Raises `RunEndedError` when the parent takes none any more."""
+    if not run.link():
+        raise RunEndedError(run.spec.name, run.parent.display_name if run.parent else "")
 
 
 async def prepare(run: Run) -> Ending | None:
     """Get a run ready to begin; gives an ending when it is not to."""
-    limit = run.services.settings.nesting_limit
     try:
         if run.cause is not None:  # it was submitted, and cancelled before it began
             _enter_pending(run)
             return ending_of_cause(run)
-        if run.depth > limit:
-            raise NestingTooDeepError(run.display_name, limit)
+        _check_depth(run)
         if may_hold_futures(run) and (stopped := await resolve_inputs(run)):
             return stopped
         if run.spec.is_prepared:
@@ -37,6 +43,12 @@ async def prepare(run: Run) -> Ending | None:
         _enter_pending(run)
         return ending_of_error(error)
     return None
+
+
+def _check_depth(run: Run) -> None:
+    limit = run.services.settings.nesting_limit
+    if run.depth > limit:
+        raise NestingTooDeepError(run.display_name, limit)
 
 
 def _enter_pending(run: Run) -> None:
@@ -64,16 +76,22 @@ async def _check_parameters(run: Run) -> None:
 async def take_places(run: Run) -> Ending | None:
     """Wait until each limit that the run is under has room for it; gives an ending when it was cancelled meanwhile."""
     assert run.limiters is not None
-    places = run.places = Places(run.limiters)
-    if places.take_at_once():
-        return None
-    if not run.run_count:
-        _enter_pending(run)
-    try:
-        stopped = await reachably(run, partial(places.take, run.host))
-    except BaseException:
-        run.leave_places()
-        raise
-    if stopped:
-        run.leave_places()
-    return stopped
+    places = Places(run.limiters)
+    if not places.take_at_once():
+        if not run.run_count:
+            _enter_pending(run)
+        try:
+            stopped = await reachably(run, partial(places.take, run.host, wait=partial(_wait, run)))
+        except BaseException:
+            places.leave()
+            raise
+        if stopped:
+            places.leave()
+            return stopped
+    run.places = places
+    return None
+
+
+async def _wait(run: Run, host: Host, signal: Signal, seconds: float | None) -> None:
+    # The bodies that called this run wait as well, so they step aside: nobody keeps a place while waiting for another.
+    await blocked(host, None if run.is_hosted else run.parent, signal, seconds)

@@ -12,12 +12,13 @@ from asyncflow._backend.portal import on_portal
 from asyncflow._engine.calls import Home, limit_by_tags, tags_for
 from asyncflow._engine.checkpoints import check_deadlines
 from asyncflow._engine.execution import execute
+from asyncflow._engine.preparation import join_parent
 from asyncflow._limiter import Limiter
 from asyncflow._recorded import ENDING
 from asyncflow._run import Run
 from asyncflow._specs import Spec
 from asyncflow.context import current_run
-from asyncflow.exceptions import NoRuntimeError, RunCancelledError, RunEndedError
+from asyncflow.exceptions import NoRuntimeError, RunCancelledError
 from asyncflow.futures import FlowRunFuture, RunFuture, TaskFuture
 
 __all__ = ["submit"]
@@ -36,8 +37,7 @@ def submit(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], wai
     run.wait_for = wait_for
     run.is_hosted = run.is_special = True
     run.created = run.latest = int(run.services.clock.now() * _MICRO)
-    if not run.link():
-        raise RunEndedError(spec.name, parent.display_name if parent is not None else "")
+    join_parent(run)
     future: RunFuture[Any] = (FlowRunFuture if spec.is_flow else TaskFuture)(run)
     context = copy_context()
     if run.host.is_inline:
@@ -104,6 +104,6 @@ def _begin(run: Run, context: Context) -> None:
 def _lost(run: Run) -> None:
     """Its loop was taken down before it could begin."""
     if not run.is_settled:
-        run.error = RunCancelledError("its event loop ended before it began", run.state())
+        run.error = RunCancelledError("its event loop ended before it began", run.bare_state())
         run.settle()
         run.unlink()
