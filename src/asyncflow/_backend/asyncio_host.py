@@ -198,13 +198,13 @@ class AsyncioHost(LoopHost):
     def current_task(self) -> asyncio.Task[Any] | None:
         return asyncio.current_task()
 
-    def cancel_task(self, task: object, *, again: bool, is_over: Callable[[], bool]) -> bool:
+    def cancel_task(self, task: Any, *, again: bool, is_over: Callable[[], bool]) -> bool:
+        hosting: asyncio.Task[Any] = task
         if not isinstance(task, asyncio.Task):
             return False
-        hosting: asyncio.Task[Any] = task
         if again:
-            task.cancel()
-        elif not task.cancelling():
+            hosting.cancel()
+        elif not hosting.cancelling():
             # One that somebody cancelled is cleaning up, and a second cancel would cut that short: the
             # children of a cancelled `gather`, which ends with the first of them. (Or it swallowed the
             # cancellation, or a TaskGroup of CPython 3.11 or 3.12 left the count behind: so, later, again.)
@@ -280,10 +280,10 @@ class AsyncioHost(LoopHost):
         return _Scope(self, seconds)
 
     async def protect(self, fn: Callable[[], Coroutine[Any, Any, None]], seconds: float) -> BaseException | None:
-        held_back: BaseException | None = None
+        held_back: BaseException | None = None  # for checkers: a scope may end a block early, this one does not
         with anyio.CancelScope(shield=True):  # before the task is made: an eager one begins at once
             held_back = await self._ended(self.loop.create_task(fn()), seconds)
-        return held_back
+        return held_back  # noqa: RET504
 
     async def _ended(self, task: asyncio.Task[None], seconds: float) -> BaseException | None:
         signal = self.signal()
