@@ -45,10 +45,9 @@ class RunFuture(Awaited, Generic[T_co]):
         self._traceback: Any = None
 
     def __await__(self) -> Generator[Any, Any, T_co]:
-        return self._value().__await__()
-
-    async def _value(self) -> T_co:
-        await self.wait_async()
+        run = self._run
+        if not run.is_settled:  # most often it is, where many are awaited one after the other
+            yield from wait_settled(run, host_here(run.services.clock), current_run.get()).__await__()
         return self._outcome()
 
     @overload

@@ -190,7 +190,7 @@ class AsyncioHost(LoopHost):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Callable[[], object] | None] = {}
 
     def here(self) -> bool:
         return asyncio._get_running_loop() is self.loop
@@ -300,10 +300,13 @@ class AsyncioHost(LoopHost):
     ) -> None:
         task = self.loop.create_task(fn(), context=context)
         if not task.done():  # an eager one may be
-            self._tasks.add(task)  # the loop itself holds tasks weakly
-            task.add_done_callback(self._tasks.discard)
-            if lost is not None:
-                task.add_done_callback(partial(_report, lost))
+            self._tasks[task] = lost  # the loop itself holds tasks weakly
+            task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        lost = self._tasks.pop(task)
+        if lost is not None and task.cancelled():
+            lost()
 
     def _enter_thread(self) -> Callable[[], Any]:
         return worker_context()
@@ -312,8 +315,3 @@ class AsyncioHost(LoopHost):
 def _finish(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _report(lost: Callable[[], object], task: asyncio.Task[None]) -> None:
-    if task.cancelled():
-        lost()

@@ -124,7 +124,8 @@ async def _outermost(home: Home, owner: object, spec: Spec, arguments: dict[str,
 def _make_outermost(services: Services, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:
     host = host_here(services.clock)
     run = Run(spec, arguments, parent=None, host=host, services=services, owner=owner, tags=tags_for(spec))
-    limit_by_tags(run)
+    if services.tag_limits:
+        limit_by_tags(run)
     return run
 
 
@@ -134,7 +135,8 @@ def _child(parent: Run, owner: object, spec: Spec, arguments: dict[str, Any]) ->
     if not host.here():
         host = host_here(services.clock)
     run = Run(spec, arguments, parent=parent, host=host, services=services, owner=owner, tags=tags_for(spec))
-    limit_by_tags(run)
+    if services.tag_limits:
+        limit_by_tags(run)
     return run
 
 
@@ -152,7 +154,7 @@ def tags_for(spec: Spec) -> frozenset[str]:
 def limit_by_tags(run: Run) -> None:
     """Have the body of a task run wait for a place of each of its tags that is limited."""
     limits = run.services.tag_limits
-    if not limits or not run.tags or run.spec.is_flow:
+    if not run.tags or run.spec.is_flow:
         return
     # In the order of their names, so that two bodies never wait for each other's.
     limited = [limits[tag] for tag in sorted(run.tags) if tag in limits]

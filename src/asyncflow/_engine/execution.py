@@ -11,11 +11,11 @@ from asyncflow._engine.aftermath import conclude, follow_up
 from asyncflow._engine.attempt import attempt
 from asyncflow._engine.endings import ending_of_cause, ending_of_raised, finish
 from asyncflow._engine.hooks import allows_retry, run_hooks
-from asyncflow._engine.preparation import join_parent, prepare, take_places
+from asyncflow._engine.inputs import may_hold_futures
+from asyncflow._engine.preparation import join_parent, not_begun, prepare, take_places
 from asyncflow._engine.reaching import reachably
 from asyncflow._rules import Ending
 from asyncflow._run import Run
-from asyncflow.placeholders import Placeholder
 from asyncflow.retries import delay_after
 from asyncflow.states import State, StateType
 
@@ -65,17 +65,15 @@ async def execute(run: Run) -> None:
 async def _attempts(run: Run) -> Ending:
     services, options = run.services, run.spec.options
     # What most runs do not need must not cost them anything.
-    if (run.spec.is_prepared or Placeholder.exist or run.is_special) and (stopped := await prepare(run)):
+    if (run.spec.is_prepared or run.is_special or may_hold_futures(run)) and (stopped := await prepare(run)):
         return stopped
     asked = run.host.cancels_asked() if options.retries else 0
     while True:
         if run.limiters is not None and (stopped := await take_places(run)):
             return stopped
-        if not run.run_count:
-            run.begin(services.clock.now())
-        else:
-            run.run_count += 1
-            run.enter(StateType.RUNNING, services.clock.now(), name="Retrying")
+        if run.cause is not None and not run.run_count:  # it was submitted, and cancelled before it began
+            return not_begun(run)
+        _begin(run)
         if options.on_running and (stopped := await reachably(run, partial(run_hooks, run, StateType.RUNNING))):
             return stopped
         if run.cause is not None:  # a stream that was closed before there was a scope to cancel
@@ -95,6 +93,15 @@ async def _attempts(run: Run) -> Ending:
         if stopped := await reachably(run, partial(run.host.sleep, delay)):
             return stopped
         run.closing = False
+
+
+def _begin(run: Run) -> None:
+    now = run.services.clock.now()
+    if run.run_count:
+        run.run_count += 1
+        run.enter(StateType.RUNNING, now, name="Retrying")
+    else:
+        run.begin(now)
 
 
 def _may_try_again(run: Run, ending: Ending, asked: int) -> bool:

@@ -25,7 +25,7 @@ def may_hold_futures(run: Run) -> bool:
     """Whether a future could be in what it was given: a search costs microseconds, and most calls have scalars."""
     if run.wait_for is not None:
         return True
-    return Placeholder.exist and not all(type(each) in _PLAIN for each in run.arguments.values())
+    return Placeholder.exist and not _PLAIN.issuperset(map(type, run.arguments.values()))
 
 
 class _NotReady(Exception):

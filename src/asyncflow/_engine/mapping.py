@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from types import AsyncGeneratorType
 from typing import Any, TypeVar, cast
 
 from asyncflow.exceptions import MapError
 from asyncflow.futures import FutureList, RunFuture
-from asyncflow.placeholders import Awaited, Unmapped
+from asyncflow.placeholders import AllowedFailure, Awaited, Unmapped
 
 __all__ = ["Start", "submit_each"]
 
@@ -40,6 +41,10 @@ class _Arguments:
                     f"{name} is a future, whose items are not there yet; write await future first, "
                     f"or unmapped(future) to give it to each run",
                 )
+        for place, value in enumerate(self.values):
+            inside: Any = value.value if isinstance(value, AllowedFailure) else None
+            if isinstance(inside, list | tuple):
+                self.values[place] = [AllowedFailure(item) for item in cast("Iterable[Any]", inside)]
         self.mapped: list[int] = [place for place, value in enumerate(self.values) if _is_iterable(value)]
         self.is_async: bool = any(not isinstance(self.values[place], Iterable) for place in self.mapped)
         if not self.mapped:
@@ -102,24 +107,36 @@ class _AsyncFutureList(FutureList[T]):
         given, self._given = self._given, None
         if given is not None:
             sources = [_items_of(given.values[place]) for place in given.mapped]
-            while (items := await _next_of_each(given, sources)) is not None:
-                self.append(self._start(*given.row(items)))
+            try:
+                while (items := await _next_of_each(given, sources)) is not None:
+                    self.append(self._start(*given.row(items)))
+            finally:
+                for source in sources:
+                    await source.aclose()
         return await super()._values()
 
 
-async def _items_of(source: Any) -> AsyncIterator[Any]:
-    if hasattr(source, "__aiter__"):
-        async for item in source:
-            yield item
-    else:
+async def _items_of(source: Any) -> AsyncGenerator[Any]:
+    if not hasattr(source, "__aiter__"):
         for item in source:
             yield item
+        return
+    items = aiter(source)
+    try:
+        async for item in items:
+            yield item
+    finally:
+        # What is the user's to use again (a channel, a file) stays open; a generator could only be collected.
+        if items is not source or type(items) is AsyncGeneratorType:
+            close: Any = getattr(cast("Any", items), "aclose", None)
+            if close is not None:
+                await close()
 
 
 _END: Any = object()
 
 
-async def _next_of_each(given: _Arguments, sources: list[Any]) -> list[Any] | None:
+async def _next_of_each(given: _Arguments, sources: list[AsyncGenerator[Any]]) -> list[Any] | None:
     items = [await anext(source, _END) for source in sources]
     ended = [item is _END for item in items]
     if all(ended):

@@ -18,7 +18,7 @@ from asyncflow.exceptions import NestingTooDeepError, RunEndedError
 from asyncflow.parameters import encode_parameters
 from asyncflow.states import StateType
 
-__all__ = ["join_parent", "prepare", "take_places"]
+__all__ = ["join_parent", "not_begun", "prepare", "take_places"]
 
 
 def join_parent(run: Run) -> None:
@@ -30,9 +30,8 @@ def join_parent(run: Run) -> None:
 async def prepare(run: Run) -> Ending | None:
     """Get a run ready to begin; gives an ending when it is not to."""
     try:
-        if run.cause is not None:  # it was submitted, and cancelled before it began
-            _enter_pending(run)
-            return ending_of_cause(run)
+        if run.cause is not None:
+            return not_begun(run)
         _check_depth(run)
         if may_hold_futures(run) and (stopped := await resolve_inputs(run)):
             return stopped
@@ -43,6 +42,12 @@ async def prepare(run: Run) -> Ending | None:
         _enter_pending(run)
         return ending_of_error(error)
     return None
+
+
+def not_begun(run: Run) -> Ending:
+    """The ending of a run that was submitted, and cancelled before it began."""
+    _enter_pending(run)
+    return ending_of_cause(run)
 
 
 def _check_depth(run: Run) -> None:

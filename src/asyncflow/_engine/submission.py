@@ -34,8 +34,10 @@ def submit(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], wai
     else:
         check_deadlines(parent)  # as each call of ours does
         run = _child(parent, owner, spec, arguments)
-    run.wait_for = wait_for
-    run.is_hosted = run.is_special = True
+    if wait_for is not None:
+        run.wait_for = wait_for
+        run.is_special = True
+    run.is_hosted = True
     run.created = run.latest = int(run.services.clock.now() * _MICRO)
     join_parent(run)
     future: RunFuture[Any] = (FlowRunFuture if spec.is_flow else TaskFuture)(run)
@@ -55,14 +57,16 @@ def _outermost(home: Home, owner: object, spec: Spec, arguments: dict[str, Any])
         raise NoRuntimeError(getattr(spec.fn, "__name__", spec.name))
     host = host_here(services.clock)
     run = Run(spec, arguments, parent=None, host=host, services=services, owner=owner, tags=tags_for(spec))
-    limit_by_tags(run)
+    if services.tag_limits:
+        limit_by_tags(run)
     return run
 
 
 def _child(parent: Run, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:
     host, services = _loop_above(parent), parent.services
     run = Run(spec, arguments, parent=parent, host=host, services=services, owner=owner, tags=tags_for(spec))
-    limit_by_tags(run)
+    if services.tag_limits:
+        limit_by_tags(run)
     workers = _workers_of(parent)
     if workers is not None:
         # Last, so that a place among the workers is not held while the others are waited for.
