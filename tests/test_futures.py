@@ -374,7 +374,6 @@ async def test_on_the_thread_of_a_loop_only_what_is_done_can_be_had() -> None:
     await main()
 
 
-@pytest.mark.xfail(strict=True, reason="futures-7: result(timeout) is called wait(), and wait() result()")
 async def test_the_refusal_names_the_method_that_was_called() -> None:
     @flow
     async def main() -> None:

@@ -97,9 +97,10 @@ async def a_tree_times_out() -> None:
 
 
 async def a_stream_is_closed() -> None:
+    last = random.randrange(3)
     async with numbers.stream() as items:
         async for item in items:
-            if item == random.randrange(3):
+            if item == last:
                 break
 
 

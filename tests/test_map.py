@@ -250,7 +250,6 @@ async def test_outside_of_any_run_it_needs_a_runtime(home: Any) -> None:
     assert await futures == [(1, None), (2, None)]
 
 
-@pytest.mark.xfail(strict=True, reason="futures-10: map(allow_failure(futures)) is not taken apart")
 async def test_allow_failure_of_a_list_is_taken_apart() -> None:
     async def body() -> None:
         found = await pair.map(allow_failure(fail.map(["", "because"])))
@@ -466,7 +465,6 @@ def test_a_map_over_an_async_iterable_cannot_be_waited_for_before_it_was_awaited
     in_sync_flow(place, main)
 
 
-@pytest.mark.xfail(strict=True, reason="futures-11: the first item of a closed source is left to the garbage collector")
 async def test_when_lengths_differ_the_sources_are_closed() -> None:
     closed: list[str] = []
 
@@ -485,7 +483,6 @@ async def test_when_lengths_differ_the_sources_are_closed() -> None:
     await in_flow(body)
 
 
-@pytest.mark.xfail(strict=True, reason="futures-12: the second await gives what was submitted so far")
 @pytest.mark.parametrize("how", ["cancelled", "two tasks"])
 async def test_an_async_map_awaited_again_is_not_a_part_of_it(how: str) -> None:
     go_on = anyio.Event()

@@ -13,9 +13,11 @@ from functools import partial
 
 from asyncflow._recorded import ENDING
 from asyncflow._run import Cause, Run
+from asyncflow.error_records import error_summary
+from asyncflow.exceptions import CrashedRunError
 from asyncflow.states import StateType
 
-__all__ = ["cancel", "condemn", "crash", "must_stop", "outermost_of", "watch_deadline"]
+__all__ = ["cancel", "condemn", "crash", "end_tree", "must_stop", "outermost_of", "watch_deadline"]
 
 _LAST_CALL = 0.9
 """The part of the grace time after which what is still open is told once more, shields or not."""
@@ -27,11 +29,20 @@ def cancel(run: Run, cause: Cause) -> bool:
     """Cancel an open run and everything below it, at once, from any thread; false when it has ended."""
     if run.is_final:
         return False
-    if run.host.here():
+    if run.host.here() and run.host.current_task() is not None:
         condemn(run, (run,), cause)
     else:
+        # Also from a signal handler on the loop's own thread: only `post` wakes a loop that waits for its files.
         run.host.post(partial(condemn, run, (run,), cause))
     return True
+
+
+def end_tree(run: Run, what: str, error: BaseException) -> None:
+    """Something in `run` raised what ends the program: so does its outermost run, whose caller gets it."""
+    top = outermost_of(run)
+    if top is not run:
+        named = what.format(run=f"{run.spec.kind.value} run {run.display_name!r}", error=error_summary(error))
+        cancel(top, Cause(f"cancelled because {named}", error=error))
 
 
 def condemn(root: Run, targets: Sequence[Run], cause: Cause) -> None:
@@ -110,8 +121,8 @@ def _give_up(targets: Sequence[Run], message: str) -> None:
         for deaf in reversed(list(_open_below(run))):  # children first
             if not deaf.closing:
                 crash(deaf, message)
-                deaf.unlink()
                 deaf.settle()
+                deaf.unlink()
 
 
 def _open_below(run: Run) -> Iterator[Run]:
@@ -136,9 +147,12 @@ def crash(run: Run, message: str) -> None:
     if run.is_torn:
         for child in list(run.children or ()):
             crash(child, message)
+        run.closing = True  # nothing may begin under it any more, although its body may go on
         with ENDING:
             if run.is_torn:
                 run.enter(StateType.CRASHED, run.services.clock.now(), message=message)
+                if run.is_hosted:
+                    run.error = CrashedRunError(message, run.bare_state())
 
 
 def outermost_of(run: Run) -> Run:

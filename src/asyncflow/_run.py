@@ -153,8 +153,8 @@ class Run(Recorded):
     """Whether anybody took its outcome, or will."""
     is_forsaken: bool
     """Whether nobody holds its future any more."""
-    unseen: list[Run] | None
-    """Submitted children that failed."""
+    unseen: dict[bytes, str] | None
+    """Submitted children that failed and that nobody looked at: what to tell of each, and no more of it."""
 
     def __init__(
         self,
@@ -296,6 +296,12 @@ class Run(Recorded):
         if self.waiters is not None:
             self.waiters.pop(waiter, None)
 
+    def look(self) -> None:
+        """Somebody took its outcome, or will."""
+        self.looked_at = True
+        if self.parent is not None and self.parent.unseen:
+            self.parent.unseen.pop(self.id, None)
+
     def settle(self) -> None:
         """Say that the outcome is there, and wake everybody who waits for it, in the order they came."""
         self.is_settled = True
@@ -306,4 +312,8 @@ class Run(Recorded):
             except (StopIteration, RuntimeError):  # somebody else was quicker
                 continue
             if waiters.pop(waiter, self) is None:
-                waiter.wake()
+                try:
+                    waiter.wake()
+                except BaseException:  # a Ctrl-C: the others have to be woken all the same
+                    self.settle()
+                    raise

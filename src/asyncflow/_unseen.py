@@ -15,12 +15,13 @@ def keep_if_failed(run: Run) -> None:
     """A submitted run has ended; if it failed, the run around it tells of that at its own end."""
     if run.error is None or run.looked_at or isinstance(run.error, RunCancelledError):
         return
+    what = f"{run.display_name!r} ({run.status.message})"
     parent = run.parent
     if parent is not None:
-        parent.unseen = parent.unseen or []
-        parent.unseen.append(run)
+        parent.unseen = parent.unseen or {}
+        parent.unseen[run.id] = what
     elif run.is_forsaken:
-        _warn([run], f"the runtime on {str(run.services.settings.home)!r}")
+        _warn([what], f"the runtime on {str(run.services.settings.home)!r}")
 
 
 def forsake(run: Run) -> None:
@@ -32,14 +33,13 @@ def forsake(run: Run) -> None:
 
 def warn_of_unseen(run: Run) -> None:
     """Tell, at the end of a run, of those that it submitted."""
-    unseen, run.unseen = run.unseen or [], None
-    lost = [each for each in unseen if not each.looked_at]
-    if lost:
-        _warn(lost, f"{run.spec.kind.value} run {run.display_name!r}")
+    unseen, run.unseen = run.unseen, None
+    if unseen:
+        _warn(list(unseen.values()), f"{run.spec.kind.value} run {run.display_name!r}")
 
 
-def _warn(lost: list[Run], where: str) -> None:
-    named = ", ".join(f"{each.display_name!r} ({each.status.message})" for each in lost[:_MOST_NAMED])
+def _warn(lost: list[str], where: str) -> None:
+    named = ", ".join(lost[:_MOST_NAMED])
     more = f" and {len(lost) - _MOST_NAMED:,} more" if len(lost) > _MOST_NAMED else ""
     library_logger().warning(
         "submitted runs failed in %s, and nobody looked at their futures: %s%s", where, named, more

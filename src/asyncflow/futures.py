@@ -12,7 +12,7 @@ from uuid import UUID
 
 from asyncflow._backend.detect import host_here, loop_is_running_here
 from asyncflow._backend.inline import drive
-from asyncflow._cancellation import cancel
+from asyncflow._cancellation import cancel, end_tree
 from asyncflow._outcomes import wait_settled
 from asyncflow._rows import maybe_uuid
 from asyncflow._rules import one_error
@@ -45,10 +45,13 @@ class RunFuture(Awaited, Generic[T_co]):
         self._traceback: Any = None
 
     def __await__(self) -> Generator[Any, Any, T_co]:
-        run = self._run
-        if not run.is_settled:  # most often it is, where many are awaited one after the other
-            yield from wait_settled(run, host_here(run.services.clock), current_run.get()).__await__()
-        return self._outcome()
+        if not self._run.is_settled:  # most often it is, where many are awaited one after the other
+            host = host_here(self._run.services.clock)
+            yield from wait_settled(self._run, host, current_run.get()).__await__()
+        try:
+            return self._outcome()
+        finally:
+            del self  # as there
 
     @overload
     def result(self, timeout: float | None = None, raise_on_failure: Literal[True] = True) -> T_co: ...
@@ -66,7 +69,7 @@ class RunFuture(Awaited, Generic[T_co]):
             raise WaitTimeoutError(self._run.display_name, timeout)
         if raise_on_failure or self._run.error is None:
             return self._outcome()
-        self._run.looked_at = True
+        self._run.look()
         return self._run.error
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -90,18 +93,24 @@ class RunFuture(Awaited, Generic[T_co]):
 
     def _outcome(self) -> T_co:
         run = self._run
-        run.looked_at = True
-        if run.error is not None:
-            # With the traceback it came with: each raise would add its own frames to it for good.
-            self._traceback = self._traceback or run.error.__traceback__
-            raise run.error.with_traceback(self._traceback)
-        return cast("T_co", run.value)
+        if not run.looked_at:
+            run.look()
+        error = run.error
+        if error is None:
+            return cast("T_co", run.value)
+        # With the traceback it came with: each raise would add its own frames to it for good.
+        self._traceback = self._traceback or error.__traceback__
+        try:
+            raise error.with_traceback(self._traceback)
+        finally:
+            del run, error, self  # its traceback holds this frame: nothing here may hold the exception
 
     @property
     def state(self) -> State[T_co]:
         """The run's newest state."""
         run = self._run
-        run.looked_at = run.looked_at or run.is_settled
+        if run.is_settled:
+            run.look()
         return run.state()
 
     def done(self) -> bool:
@@ -114,7 +123,7 @@ class RunFuture(Awaited, Generic[T_co]):
         It is recorded Cancelled when its `finally` blocks are done; who awaits it gets `RunCancelledError`.
         """
         run = self._run
-        run.looked_at = True
+        run.look()
         by = current_run.get()
         who = "" if by is None else f" by {by.spec.kind.value} run {by.display_name!r}"
         return cancel(run, Cause(f"cancelled through its future{who}"))
@@ -128,8 +137,10 @@ class RunFuture(Awaited, Generic[T_co]):
         def call() -> None:
             try:
                 fn(self)
-            except Exception:  # noqa: BLE001  # theirs, whatever it is: the run has ended
+            except BaseException as error:  # noqa: BLE001  # theirs, whatever it is: the run has ended
                 library_logger().exception("a done callback of run %r raised", self._run.display_name)
+                if isinstance(error, KeyboardInterrupt | SystemExit):
+                    end_tree(self._run, "a done callback of {run} raised {error}", error)
 
         self._run.attend(Waiter(call))
 

@@ -86,7 +86,8 @@ class _Signal(Signal):
 
     def set(self) -> None:
         self.is_set = True
-        if self._host.here():
+        # In a task, or else through the selector: a signal handler on this very thread has to wake it.
+        if self._host.here() and asyncio.current_task() is not None:
             self._resolve()
         else:
             self._host.post(self._resolve)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
@@ -40,16 +42,20 @@ class _Signal(Signal):
 
 
 class _Scope(RunScope):
-    __slots__ = ("_scope", "_seconds", "caught")
+    __slots__ = ("_scope", "_seconds", "_until", "caught")
 
     def __init__(self, seconds: float | None) -> None:
         self._scope = trio.CancelScope()
         self._seconds = seconds
+        self._until = math.inf
         self.caught = False
 
     @property
     def expired(self) -> bool:
-        return self._scope.deadline <= trio.current_time()
+        try:
+            return self._scope.deadline <= trio.current_time()
+        except RuntimeError:  # asked on a worker thread, which knows no trio
+            return time.monotonic() >= self._until
 
     def cancel(self, *, again: bool = False) -> None:
         self._scope.cancel()  # a level: it needs no second time
@@ -59,6 +65,7 @@ class _Scope(RunScope):
     def __enter__(self) -> Self:
         if self._seconds is not None:
             self._scope.deadline = trio.current_time() + self._seconds
+            self._until = time.monotonic() + self._seconds
         self._scope.__enter__()
         return self
 

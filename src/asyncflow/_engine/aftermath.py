@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from asyncflow._cancellation import cancel, outermost_of
+from pathlib import Path
+from types import TracebackType
+
+from asyncflow._cancellation import end_tree
 from asyncflow._engine.hooks import run_hooks
-from asyncflow._run import Cause, Run
+from asyncflow._run import Run
 from asyncflow._unseen import keep_if_failed, warn_of_unseen
-from asyncflow.error_records import error_summary
 from asyncflow.exceptions import AsyncflowError, DurabilityError, RunCancelledError
 from asyncflow.states import StateType
 
 __all__ = ["conclude", "follow_up"]
 
+_ENGINE = str(Path(__file__).parent)
 _TEARING = (StateType.CANCELLED, StateType.CRASHED)
 
 
@@ -56,9 +59,14 @@ def conclude(run: Run) -> None:
         # Nobody who waits for it was cancelled, and its traceback would keep the body's frames alive.
         run.error = RunCancelledError(run.status.message or "cancelled before it began", run.bare_state())
     elif isinstance(error, KeyboardInterrupt | SystemExit):
-        # It ends the program, from wherever it is raised: here, through the outermost run.
-        top = outermost_of(run)
-        if top is not run:
-            what = f"{run.spec.kind.value} run {run.display_name!r} raised {error_summary(error)}"
-            cancel(top, Cause(f"cancelled because {what}", error=error))
+        end_tree(run, "{run} raised {error}", error)
+    elif error is not None:
+        run.error = error.with_traceback(_of_the_body(error.__traceback__))
     keep_if_failed(run)
+
+
+def _of_the_body(traceback: TracebackType | None) -> TracebackType | None:
+    """Without the engine's own frames at its beginning: they hold the run, and the run holds the exception."""
+    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_ENGINE):
+        traceback = traceback.tb_next
+    return traceback

@@ -21,9 +21,10 @@ from asyncflow._run import Cause, Run
 from asyncflow._specs import Colour
 from asyncflow.context import current_run
 from asyncflow.error_records import error_summary
+from asyncflow.exceptions import RunCancelledError
 from asyncflow.placeholders import Placeholder
 
-__all__ = ["attempt"]
+__all__ = ["attempt", "clear_up"]
 
 _GRACE_UNTIL = "_asyncflow_grace_until"
 
@@ -116,6 +117,16 @@ async def _tear_down(run: Run, error: BaseException) -> None:
         lost.unlink()
     if held_back is not None and not run.host.is_cancellation(error):
         raise held_back from error  # the caller was cancelled meanwhile: that wins
+
+
+async def clear_up(run: Run, ending: Ending) -> Ending:
+    """Cancel and wait for what a hook has submitted in whose course the run was stopped."""
+    run.closing = True
+    try:
+        await _tear_down(run, ending.error or RunCancelledError(ending.message or "cancelled"))
+    except BaseException as error:  # noqa: BLE001  # the caller was cancelled meanwhile
+        return ending_of_raised(run, error)
+    return ending
 
 
 def _condemn_children(run: Run, error: BaseException) -> None:

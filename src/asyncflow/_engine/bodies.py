@@ -7,7 +7,8 @@ from functools import partial
 from types import AsyncGeneratorType, GeneratorType
 from typing import Any
 
-from asyncflow._run import Run
+from asyncflow._cancellation import condemn
+from asyncflow._run import Cause, Run
 from asyncflow.states import StateType
 
 __all__ = ["GENERATORS", "consumed", "elsewhere"]
@@ -37,6 +38,11 @@ async def _in_thread(run: Run) -> Any:
         if not run.is_final:
             run.enter(StateType.CANCELLING, services.clock.now(), message="until its thread ends")
             wake_threads(run)
+            # Now and not when the thread has ended: a checkpoint below it stops from here on, and who called
+            # that must not take it for a failure.
+            if children := list(run.children or ()):
+                what = f"{spec.kind.value} run {run.display_name!r}"
+                condemn(run, children, run.cause or Cause(f"cancelled because its {what} was cancelled"))
 
     def abandon() -> None:
         run.is_abandoned = True

@@ -80,9 +80,11 @@ def _ignored(run: Run, reason: str) -> str:
 
 def finish(run: Run, ending: Ending) -> None:
     """Record the final state. A run that already has one (given up as deaf) keeps it."""
-    if not run.status.seq:  # a Ctrl-C before its first state: there is nothing on record to end
-        run.error = ending.error
-        return
+    if not run.status.seq:
+        if not run.is_hosted:  # a Ctrl-C, or its caller's cancellation, before its first state: it never was
+            run.error = ending.error
+            return
+        run.enter(StateType.PENDING, run.services.clock.now())
     if ending.type is StateType.COMPLETED and not run.is_final:
         ending = _keep_value(run, ending)
     error_json = None

@@ -8,7 +8,7 @@ from typing import Any
 
 from asyncflow._cancellation import crash
 from asyncflow._engine.aftermath import conclude, follow_up
-from asyncflow._engine.attempt import attempt
+from asyncflow._engine.attempt import attempt, clear_up
 from asyncflow._engine.endings import ending_of_cause, ending_of_raised, finish
 from asyncflow._engine.hooks import allows_retry, run_hooks
 from asyncflow._engine.inputs import may_hold_futures
@@ -35,13 +35,15 @@ async def execute(run: Run) -> None:
         run.task = host.current_task()
         if not run.is_hosted:  # a submitted run has joined already
             join_parent(run)
-        if host.wants_to_relax():
-            await host.relax(run.services.store, run.services.settings.queue_limit)
         try:
             try:
+                if host.wants_to_relax():
+                    await host.relax(run.services.store, run.services.settings.queue_limit)
                 ending = await _attempts(run)
             except BaseException as error:  # noqa: BLE001  # in a hook or between attempts; or Ctrl-C in the engine
                 ending = ending_of_raised(run, error)
+            if run.children is not None and not run.is_alone:
+                ending = await clear_up(run, ending)
             finish(run, ending)
             del ending  # as in `_attempts`
         finally:
@@ -57,9 +59,11 @@ async def execute(run: Run) -> None:
         if run.is_hosted:
             conclude(run)
         run.is_settled = True
-        if run.waiters is not None:
-            run.settle()
-        run.unlink()
+        try:
+            if run.waiters is not None:
+                run.settle()
+        finally:
+            run.unlink()
 
 
 async def _attempts(run: Run) -> Ending:
@@ -105,7 +109,12 @@ def _begin(run: Run) -> None:
 
 
 def _may_try_again(run: Run, ending: Ending, asked: int) -> bool:
-    if ending.type is not StateType.FAILED or run.run_count > run.spec.options.retries or run.cause is not None:
+    if (
+        ending.type is not StateType.FAILED
+        or run.is_final
+        or run.run_count > run.spec.options.retries
+        or run.cause is not None
+    ):
         return False
     # A body may answer its caller's cancellation with an exception: the caller wants no more of it.
     return run.host.cancels_asked() <= asked or _is_ambiguous(ending)

@@ -66,7 +66,7 @@ async def _wait_for_all(run: Run, upstream: Iterable[Run]) -> None:
 
 def _value_of(future: Awaited, failure_is_allowed: bool) -> Any:
     run = cast("RunFuture[Any]", future).run
-    run.looked_at = True
+    run.look()
     if run.error is None:
         return run.value
     if not failure_is_allowed:

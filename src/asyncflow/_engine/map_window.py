@@ -12,6 +12,7 @@ from asyncflow._cancellation import cancel
 from asyncflow._outcomes import blocked
 from asyncflow._run import Cause, Run, Waiter
 from asyncflow._services import Services
+from asyncflow._unseen import keep_if_failed
 from asyncflow.futures import RunFuture
 
 __all__ = ["Submit", "Window"]
@@ -64,7 +65,7 @@ class Window:
     def submit(self, item: Any) -> None:
         """Submit the run of an item; there is room for it."""
         future = self._submit(item)
-        _will_be_looked_at(future.run)
+        future.run.look()  # a million failures that are taken as states are not to be kept until the end
         self._open.add(future)
         if self._ordered:
             self._queue.append(future)
@@ -103,7 +104,8 @@ class Window:
         queue, self._queue = self._queue, deque()
         for future in list(queue):
             if future.done():
-                _was_not_looked_at(future.run)
+                future.run.looked_at = False
+                keep_if_failed(future.run)
         self.notify()
 
     def notify(self) -> None:
@@ -143,22 +145,3 @@ class _Enrolled:
 
     def __exit__(self, *_: object) -> None:
         self._signals.discard(self._signal)
-
-
-def _will_be_looked_at(run: Run) -> None:
-    """Keep a run that fails from the parent's list of those whose futures nobody looked at.
-
-    A million failures that are taken as states would all be kept there.
-    """
-    run.looked_at = True
-    unseen = run.parent.unseen if run.parent is not None else None
-    if unseen and unseen[-1] is run:  # an eager task may have ended before we had its future
-        unseen.pop()
-
-
-def _was_not_looked_at(run: Run) -> None:
-    parent = run.parent
-    if parent is not None and run.error is not None:
-        run.looked_at = False
-        parent.unseen = parent.unseen or []
-        parent.unseen.append(run)

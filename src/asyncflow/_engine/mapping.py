@@ -31,6 +31,7 @@ class _Arguments:
 
     def __init__(self, function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.function = function
+        self.is_taken: bool = False
         self.names: list[str] = [*(f"argument {place}" for place in range(1, len(args) + 1)), *kwargs]
         self.keywords: list[str] = list(kwargs)
         self.values: list[Any] = [*args, *kwargs.values()]
@@ -84,36 +85,41 @@ class _AsyncFutureList(FutureList[T]):
 
     def __init__(self, given: _Arguments, start: Start[T]) -> None:
         super().__init__()
-        self._given: _Arguments | None = given
+        self._given = given
         self._start = start
+        self._missing: str | None = "write await {function}.map(...) before anything else is done with it"
+        """What to do about it not being complete; None when it is."""
 
     def __iter__(self) -> Iterator[RunFuture[T]]:
-        self._refuse_early_use()
+        self._check_complete()
         return super().__iter__()
 
     def _block(self, timeout: float | None, called: str, instead: str) -> None:
-        self._refuse_early_use()
+        self._check_complete()
         super()._block(timeout, called, instead)
 
-    def _refuse_early_use(self) -> None:
-        if self._given is not None:
-            raise MapError(
-                self._given.function,
-                "an async iterable is taken apart while the list is awaited; write await "
-                f"{self._given.function}.map(...) before anything else is done with it",
-            )
+    def _check_complete(self) -> None:
+        if self._missing is not None:
+            function = self._given.function
+            problem = "an async iterable is taken apart while the list is awaited; "
+            raise MapError(function, problem + self._missing.format(function=function))
 
     async def _values(self) -> list[T]:
-        given, self._given = self._given, None
-        if given is not None:
-            sources = [_items_of(given.values[place]) for place in given.mapped]
-            try:
-                while (items := await _next_of_each(given, sources)) is not None:
-                    self.append(self._start(*given.row(items)))
-            finally:
-                for source in sources:
-                    await source.aclose()
+        if self._missing is not None and not self._given.is_taken:
+            await self._fill()
         return await super()._values()
+
+    async def _fill(self) -> None:
+        self._given.is_taken = True
+        self._missing = "it is being awaited elsewhere, or that was interrupted, and there is no second time"
+        sources = [_items_of(self._given.values[place]) for place in self._given.mapped]
+        try:
+            while (items := await _next_of_each(self._given, sources)) is not None:
+                self.append(self._start(*self._given.row(items)))
+            self._missing = None
+        finally:
+            for source in sources:
+                await source.aclose()
 
 
 async def _items_of(source: Any) -> AsyncGenerator[Any]:

@@ -11,15 +11,18 @@ from asyncflow._backend.detect import host_here
 from asyncflow._backend.portal import on_portal
 from asyncflow._engine.calls import Home, limit_by_tags, tags_for
 from asyncflow._engine.checkpoints import check_deadlines
+from asyncflow._engine.endings import finish
 from asyncflow._engine.execution import execute
 from asyncflow._engine.preparation import join_parent
 from asyncflow._limiter import Limiter
 from asyncflow._recorded import ENDING
+from asyncflow._rules import Ending
 from asyncflow._run import Run
 from asyncflow._specs import Spec
 from asyncflow.context import current_run
 from asyncflow.exceptions import NoRuntimeError, RunCancelledError
 from asyncflow.futures import FlowRunFuture, RunFuture, TaskFuture
+from asyncflow.states import StateType
 
 __all__ = ["submit"]
 
@@ -108,6 +111,7 @@ def _begin(run: Run, context: Context) -> None:
 def _lost(run: Run) -> None:
     """Its loop was taken down before it could begin."""
     if not run.is_settled:
-        run.error = RunCancelledError("its event loop ended before it began", run.bare_state())
+        message = "cancelled because its event loop was taken down before it began"
+        finish(run, Ending(type=StateType.CANCELLED, message=message, error=RunCancelledError(message)))
         run.settle()
         run.unlink()
