@@ -17,7 +17,7 @@ from asyncflow.error_records import error_summary
 from asyncflow.exceptions import CrashedRunError
 from asyncflow.states import StateType
 
-__all__ = ["cancel", "condemn", "crash", "end_tree", "must_stop", "outermost_of", "watch_deadline"]
+__all__ = ["bury", "cancel", "condemn", "crash", "end_tree", "lose", "must_stop", "outermost_of", "watch_deadline"]
 
 _LAST_CALL = 0.9
 """The part of the grace time after which what is still open is told once more, shields or not."""
@@ -27,7 +27,7 @@ _LEAST = 0.1
 
 def cancel(run: Run, cause: Cause) -> bool:
     """Cancel an open run and everything below it, at once, from any thread; false when it has ended."""
-    if run.is_final:
+    if run.is_final or lose(run):
         return False
     if run.host.here() and run.host.current_task() is not None:
         condemn(run, (run,), cause)
@@ -87,7 +87,9 @@ def _deliver(run: Run, again: bool) -> None:
         run.stream.stop()
     elif run.task is None:
         return  # it has not begun, and sees its cause when it does
-    elif run.parent is not None and run.host.cancel_task(run.task, again=again, is_over=lambda: run.is_final):
+    elif run.parent is not None and run.host.cancel_task(
+        run.task, again=again, is_ours=run.is_hosted, is_over=lambda: run.is_final
+    ):
         return
     elif run.scope is not None:
         # An outermost run's task is its caller's, who is not cancelled: only a scope keeps the two apart.
@@ -111,7 +113,9 @@ def _begin_grace(root: Run, targets: Sequence[Run], cause: Cause) -> None:
 def _tell_again(targets: Sequence[Run]) -> None:
     for run in targets:
         for each in _open_below(run):
-            if not each.closing:  # else it only waits for those below it
+            # One whose body has ended only waits for those below it; one in its parent's task is told with it.
+            parent = each.parent
+            if not each.closing and (each is run or parent is None or each.task is not parent.task):
                 _tell(each, again=True)
 
 
@@ -153,6 +157,23 @@ def crash(run: Run, message: str) -> None:
                 run.enter(StateType.CRASHED, run.services.clock.now(), message=message)
                 if run.is_hosted:
                     run.error = CrashedRunError(message, run.bare_state())
+
+
+def lose(run: Run) -> bool:
+    """Whether a run's event loop was closed in the middle; it is then recorded Crashed, and its outcome can be had."""
+    if run.is_settled or not run.host.is_dead():
+        return False
+    bury(run, "its event loop was closed before it ended")
+    return True
+
+
+def bury(run: Run, message: str) -> None:
+    """End a run that nothing can drive any more, with everything open below it."""
+    for child in list(run.children or ()):
+        bury(child, message)
+    crash(run, message)
+    run.settle()
+    run.unlink()
 
 
 def outermost_of(run: Run) -> Run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncflow._backend.base import Host, Signal
 from asyncflow._backend.inline import InlineCancelled
-from asyncflow._cancellation import must_stop
+from asyncflow._cancellation import lose, must_stop
 from asyncflow._places import Places
 from asyncflow._run import Run, Waiter
 from asyncflow.exceptions import WaitCycleError
@@ -18,7 +18,7 @@ async def wait_settled(target: Run, host: Host, waiting: Run | None, seconds: fl
     `host` is the caller's, `waiting` the run whose body waits. A cancellation ends the wait and
     changes nothing else. Raises `WaitCycleError` when `target` cannot end before `waiting` does.
     """
-    if target.is_settled or (seconds is not None and seconds <= 0):
+    if target.is_settled or (seconds is not None and seconds <= 0) or lose(target):
         return target.is_settled
     signal = host.signal()
     waiter = Waiter(signal.set, waiting)

@@ -18,7 +18,7 @@ from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here, loop_is_running_here
 from asyncflow._backend.inline import drive
 from asyncflow._backend.threads import ThreadPool
-from asyncflow._cancellation import cancel, crash
+from asyncflow._cancellation import bury, cancel
 from asyncflow._limiter import Limiter
 from asyncflow._outcomes import wait_settled
 from asyncflow._run import Cause, Run
@@ -104,7 +104,7 @@ class Runtime:
         services, self._services = self._services, None
         if services is not None:
             for run in list(services.outermost):  # of a loop that was stopped in the middle: nothing can end it now
-                crash(run, "its runtime was closed before it ended")
+                bury(run, "its runtime was closed before it ended")
             services.store.close()
 
     def __enter__(self) -> Self:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
@@ -26,6 +27,8 @@ from asyncflow._backend.thread_context import worker_context
 __all__ = ["AsyncioHost"]
 
 _MOST_INTERRUPTS = 2
+_LEAVES_COUNTS = sys.version_info < (3, 13)
+"""Whether a failed `asyncio.TaskGroup` leaves its parent's `cancelling()` at 1."""
 _FIRST_HOLD = 0.01
 _LONGEST_HOLD = 0.5
 
@@ -199,16 +202,20 @@ class AsyncioHost(LoopHost):
     def current_task(self) -> asyncio.Task[Any] | None:
         return asyncio.current_task()
 
-    def cancel_task(self, task: Any, *, again: bool, is_over: Callable[[], bool]) -> bool:
+    def is_dead(self) -> bool:
+        return self.loop.is_closed()
+
+    def cancel_task(self, task: Any, *, again: bool, is_ours: bool, is_over: Callable[[], bool]) -> bool:
         hosting: asyncio.Task[Any] = task
         if not isinstance(task, asyncio.Task):
             return False
         if again:
             hosting.cancel()
-        elif not hosting.cancelling():
+        elif not hosting.cancelling() or (is_ours and _LEAVES_COUNTS):
             # One that somebody cancelled is cleaning up, and a second cancel would cut that short: the
             # children of a cancelled `gather`, which ends with the first of them. (Or it swallowed the
-            # cancellation, or a TaskGroup of CPython 3.11 or 3.12 left the count behind: so, later, again.)
+            # cancellation, or a TaskGroup left the count behind: so, later, again. Tasks of ours are
+            # cancelled by hardly anybody else, so there a count is most likely a TaskGroup's.)
             _Delivery(self.loop, hosting, is_over).attempt()
         return True
 

@@ -125,10 +125,17 @@ class Host(ABC):
     def current_task(self) -> object:
         """The backend's task that runs now; for the inline host, itself."""
 
-    def cancel_task(self, task: object, *, again: bool, is_over: Callable[[], bool]) -> bool:  # only asyncio has a way
-        """Cancel a backend's task that hosts a run of ours; false where only a scope can do that.
+    def is_dead(self) -> bool:
+        """Whether its loop is closed, so that nothing on it will ever go on; from any thread."""
+        return False
+
+    def cancel_task(  # only asyncio has a way
+        self, task: object, *, again: bool, is_ours: bool, is_over: Callable[[], bool]
+    ) -> bool:
+        """Cancel a backend's task that hosts a run; false where only a scope can do that.
 
         Held back while the task is in a shield, until `is_over` says that nobody wants it any more.
+        `is_ours`: the library made the task.
         """
         return False
 

@@ -92,6 +92,13 @@ class TrioHost(LoopHost):
         except RuntimeError:  # no trio run on this thread
             return False
 
+    def is_dead(self) -> bool:
+        try:
+            self._token.run_sync_soon(_nothing)
+        except trio.RunFinishedError:
+            return True
+        return False
+
     def current_task(self) -> object:
         return trio.lowlevel.current_task()
 
@@ -181,3 +188,7 @@ class TrioHost(LoopHost):
 
     def _enter_thread(self) -> Callable[[], Any]:
         return worker_context()
+
+
+def _nothing() -> None:
+    """Asked for only to see whether the run takes it."""

@@ -9,7 +9,7 @@ from asyncflow._cancellation import end_tree
 from asyncflow._engine.hooks import run_hooks
 from asyncflow._run import Run
 from asyncflow._unseen import keep_if_failed, warn_of_unseen
-from asyncflow.exceptions import AsyncflowError, DurabilityError, RunCancelledError
+from asyncflow.exceptions import AsyncflowError, CrashedRunError, DurabilityError, RunCancelledError
 from asyncflow.states import StateType
 
 __all__ = ["conclude", "follow_up"]
@@ -57,8 +57,10 @@ def conclude(run: Run) -> None:
     run.arguments = {}
     if error is not None and run.host.is_cancellation(error):
         # Nobody who waits for it was cancelled, and its traceback would keep the body's frames alive.
-        run.error = RunCancelledError(run.status.message or "cancelled before it began", run.bare_state())
+        kind = CrashedRunError if run.status.type is StateType.CRASHED else RunCancelledError
+        run.error = kind(run.status.message or "cancelled", run.bare_state())
     elif isinstance(error, KeyboardInterrupt | SystemExit):
+        run.look()  # its outermost run's caller gets it
         end_tree(run, "{run} raised {error}", error)
     elif error is not None:
         run.error = error.with_traceback(_of_the_body(error.__traceback__))

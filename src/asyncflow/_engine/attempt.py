@@ -12,7 +12,7 @@ from typing import Any
 
 from asyncflow._cancellation import condemn, crash, watch_deadline
 from asyncflow._engine.bodies import GENERATORS, consumed, elsewhere
-from asyncflow._engine.endings import ending_of_raised, ending_of_scope
+from asyncflow._engine.endings import Carried, ending_of_raised, ending_of_scope
 from asyncflow._engine.inputs import states_of_futures
 from asyncflow._engine.reaching import needs_scope
 from asyncflow._outcomes import blocked
@@ -85,6 +85,8 @@ async def _body_and_children(run: Run) -> Any:
         run.leave_places()
         if not run.is_alone:
             await _tear_down(run, error)
+        if isinstance(error, StopIteration):
+            raise Carried(error) from None
         raise
 
 
@@ -147,6 +149,8 @@ def _reason_of(run: Run, error: BaseException) -> Cause:
     if run.cause is not None:
         return run.cause
     how = "was cancelled" if run.host.is_cancellation(error) else f"failed with {error_summary(error)}"
+    if run.scope is not None and run.scope.expired:
+        how = f"exceeded its timeout of {run.spec.options.timeout_seconds:g} seconds"
     cause = Cause(f"cancelled because its {run.spec.kind.value} run {run.display_name!r} {how}")
     if run.host.is_cancellation(error):
         cause.until = getattr(error, _GRACE_UNTIL, None)

@@ -8,6 +8,7 @@ from types import AsyncGeneratorType, GeneratorType
 from typing import Any
 
 from asyncflow._cancellation import condemn
+from asyncflow._engine.endings import Carried
 from asyncflow._run import Cause, Run
 from asyncflow.states import StateType
 
@@ -50,7 +51,7 @@ async def _in_thread(run: Run) -> Any:
     job = await run.host.call_sync(call, services.threads, services.settings.grace_seconds, cancelling, abandon)
     if job.error is not None:
         try:
-            raise job.error
+            raise Carried(job.error) if isinstance(job.error, StopIteration) else job.error
         finally:
             job.error = None  # its traceback holds this frame
     return job.value

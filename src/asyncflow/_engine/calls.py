@@ -93,8 +93,10 @@ def call_sync(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], 
         try:
             engine.send(None)
         except StopIteration:
-            return deliver(run, keywords.return_state)
-        return never_suspends(engine)
+            pass  # not from in here: what is raised next would be told as raised while this was handled
+        else:
+            never_suspends(engine)
+        return deliver(run, keywords.return_state)
     except BaseException:
         current_run.set(before)  # as above: else each later call on this thread would belong to a dead run
         raise

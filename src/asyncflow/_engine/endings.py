@@ -13,13 +13,22 @@ from asyncflow.logs import library_logger
 from asyncflow.serializers import encode
 from asyncflow.states import StateType
 
-__all__ = ["ending_of_cause", "ending_of_raised", "ending_of_scope", "finish"]
+__all__ = ["Carried", "ending_of_cause", "ending_of_raised", "ending_of_scope", "finish"]
 
 _BY_CALLER = "cancelled by its caller"
 
 
+class Carried(Exception):
+    """A StopIteration of a sync body on its way through the engine's coroutines, which cannot raise one."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
 def ending_of_raised(run: Run, error: BaseException) -> Ending:
     """The ending of a body (or of the engine's own waiting for it) that raised."""
+    if isinstance(error, Carried):
+        error = error.error
     if run.host.is_cancellation(error):
         if run.is_abandoned:
             return Ending(type=StateType.CRASHED, message=_ignored(run, _why_cancelled(run)), error=error)

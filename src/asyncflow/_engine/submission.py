@@ -9,6 +9,7 @@ from typing import Any
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
 from asyncflow._backend.portal import on_portal
+from asyncflow._cancellation import bury, outermost_of
 from asyncflow._engine.calls import Home, limit_by_tags, tags_for
 from asyncflow._engine.checkpoints import check_deadlines
 from asyncflow._engine.endings import finish
@@ -67,6 +68,8 @@ def _outermost(home: Home, owner: object, spec: Spec, arguments: dict[str, Any])
 
 def _child(parent: Run, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:
     host, services = _loop_above(parent), parent.services
+    if host.is_dead():
+        bury(outermost_of(parent), "its event loop was closed before it ended")
     run = Run(spec, arguments, parent=parent, host=host, services=services, owner=owner, tags=tags_for(spec))
     if services.tag_limits:
         limit_by_tags(run)

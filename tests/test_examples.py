@@ -1,0 +1,62 @@
+"""The examples that no command of the README runs: what they give, and what Ctrl-C leaves of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import CommandLine
+
+FAN_OUT = f"{Path(__file__).parent.parent / 'examples' / 'fan_out.py'}:fan_out"
+
+pytest.importorskip("httpx")
+
+
+def counted(home: Path, view: str) -> dict[str, int]:
+    """How many runs are in each state."""
+    with closing(sqlite3.connect(home / "asyncflow.db")) as database:
+        return dict(database.execute(f"SELECT state_type, count(*) FROM {view} GROUP BY state_type").fetchall())
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_fan_out_counts_all_pages_but_the_one_that_is_gone(tmp_path: Path, home: Path, backend: str) -> None:
+    done = CommandLine(tmp_path, home).ok(
+        "run", FAN_OUT, "-p", "pages=100", "-p", "per_second=1000", "--backend", backend
+    )
+    words = sum(range(1, 101)) - 13
+    assert done.json == {"pages": 99, "words": words, "missing": ["PageError: page 13: 410 Gone"]}
+    assert "50 of 100 pages" in done.err
+    assert "100 of 100 pages" in done.err
+    assert counted(home, "task_runs") == {"COMPLETED": 99, "FAILED": 1}
+    with closing(sqlite3.connect(home / "asyncflow.db")) as database:
+        tries = dict(database.execute("SELECT name, run_count FROM task_runs WHERE run_count > 1").fetchall())
+    assert tries == {"page-40": 2, "page-80": 2}  # a page that is gone is asked for once
+
+
+def test_ctrl_c_leaves_no_run_of_fan_out_open(tmp_path: Path, home: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asyncflow", "run", FAN_OUT, "-p", "pages=100000", "-p", "per_second=100"],
+        cwd=tmp_path,
+        env={**os.environ, "ASYNCFLOW_HOME": str(home)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "50 of 100000 pages" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert counted(home, "flow_runs") == {"CANCELLED": 1}
+    tasks = counted(home, "task_runs")
+    assert set(tasks) == {"COMPLETED", "FAILED", "CANCELLED"}
+    assert 1 <= tasks["CANCELLED"] <= 20  # those in flight, no more
