@@ -14,19 +14,22 @@ from typing import Any
 from uuid import UUID
 
 import anyio
-import anyio.from_thread
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from asyncflow import FlowRunFuture, TaskFuture, flow, get_client, runtime, task
 from asyncflow.exceptions import (
+    CrashedRunError,
     FailedRunError,
     RunCancelledError,
     WaitOnEventLoopError,
     WaitTimeoutError,
 )
 from asyncflow.futures import RunFuture
-from asyncflow.states import Failed
+from asyncflow.states import Cancelled, Completed, Crashed, Failed
 from tests.conftest import BACKENDS, Backend
 from tests.sync_flows import everywhere, in_sync_flow
 
@@ -338,16 +341,18 @@ def test_in_sync_code_a_wait_has_a_time_limit(place: Backend | None) -> None:
 
     def main() -> str:
         future = released.submit()
-        for seconds in (0.02, 0, -1):
-            began = time.monotonic()
-            assert not future.wait(seconds)
-            with pytest.raises(WaitTimeoutError, match=r"had not ended after") as caught:
-                future.result(seconds)
-            assert time.monotonic() - began < 5
-            assert isinstance(caught.value, TimeoutError)
-            assert caught.value.seconds == seconds
-        assert not future.done()
-        release.set()
+        try:
+            for seconds in (0.02, 0, -1):
+                began = time.monotonic()
+                assert not future.wait(seconds)
+                with pytest.raises(WaitTimeoutError, match=r"had not ended after") as caught:
+                    future.result(seconds)
+                assert time.monotonic() - began < 5
+                assert isinstance(caught.value, TimeoutError)
+                assert caught.value.seconds == max(seconds, 0)
+            assert not future.done()
+        finally:
+            release.set()
         assert future.wait()
         return future.result()
 
@@ -745,7 +750,9 @@ def test_in_sync_code_callbacks_are_called_too(place: Backend | None) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_a_callback_that_raises_is_logged_and_changes_nothing(when: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_callback_that_raises_is_logged_and_changes_nothing(
+    when: str, caplog: pytest.LogCaptureFixture
+) -> None:
     called: list[str] = []
 
     def bad(_future: Any) -> None:
@@ -803,3 +810,143 @@ async def test_a_callback_may_submit() -> None:
 
     await main()
     assert ran == ["slept"]
+
+
+# --- the final state of a flow that returns futures -----------------------------------------------
+
+SCALARS = st.integers(0, 5) | st.sampled_from(["x", "y"])
+ITEMS = st.one_of(
+    st.tuples(st.just("future"), SCALARS),
+    st.tuples(st.sampled_from(["failed", "cancelled"]), st.just(0)),
+    st.tuples(st.just("data"), SCALARS),
+    st.tuples(st.sampled_from([Completed, Failed, Cancelled, Crashed]), SCALARS),
+)
+OF_TYPE: dict[Any, str] = {
+    "future": "COMPLETED",
+    "failed": "FAILED",
+    "cancelled": "CANCELLED",
+    Completed: "COMPLETED",
+    Failed: "FAILED",
+    Cancelled: "CANCELLED",
+    Crashed: "CRASHED",
+}
+
+
+def made(kind: Any, value: Any) -> Any:
+    """What a flow's body returns for an item of the plan."""
+    if kind == "data":
+        return value
+    if kind == "future":
+        return give.submit(value)
+    if kind == "failed":
+        return fail.submit(ValueError(value))
+    if kind == "cancelled":
+        future = sleep.submit()
+        future.cancel()
+        return future
+    return kind(data=value) if kind is Completed else kind(str(value))
+
+
+def expected(plan: list[tuple[Any, Any]]) -> tuple[str, str | None, int]:
+    """The type and message of the final state, and how many exceptions it stands for: DESIGN 4.1."""
+    types = [OF_TYPE[kind] for kind, _ in plan if kind != "data"]
+    if not types:
+        return "COMPLETED", None, 0
+    bad = [each for each in types if each != "COMPLETED"]
+    if not bad:
+        return "COMPLETED", "All states completed.", 0
+    if "CANCELLED" in bad:
+        return "CANCELLED", f"{bad.count('CANCELLED')}/{len(types)} states cancelled.", len(bad)
+    return "FAILED", f"{len(bad)}/{len(types)} states failed.", len(bad)
+
+
+@pytest.mark.parametrize("place", [pytest.param(None, id="inline"), *BACKENDS])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(plan=st.lists(ITEMS, max_size=5), container=st.sampled_from([list, tuple, set]))
+def test_a_container_of_futures_states_and_data_decides_as_the_rules_say(
+    place: Backend | None, plan: list[tuple[Any, Any]], container: Any
+) -> None:
+    def body() -> Any:
+        return container(made(kind, value) for kind, value in plan)
+
+    @flow(persist_result=False)
+    async def main() -> Any:
+        return body()
+
+    if place is None:
+        state: Any = flow(body, persist_result=False)(return_state=True)
+    else:
+        backend, options = place
+
+        async def call() -> Any:
+            return await main(return_state=True)
+
+        state = anyio.run(call, backend=backend, backend_options=options)
+    type_, message, errors = expected(plan)
+    assert (state.type.value, state.message) == (type_, message)
+    found = state.result(raise_on_failure=False)
+    if not errors:
+        assert found == container(value for _, value in plan)
+        assert type(found) is container
+    elif errors == 1:
+        assert isinstance(found, FailedRunError | RunCancelledError | CrashedRunError | ValueError)
+    elif type_ == "FAILED":
+        assert isinstance(found, ExceptionGroup)
+        assert len(found.exceptions) == errors
+
+
+@pytest.mark.parametrize("place", [pytest.param(None, id="inline"), *BACKENDS])
+def test_one_future_decides_alone(place: Backend | None) -> None:
+    error = ValueError("because")
+
+    def completed() -> Any:
+        return give.submit([1])
+
+    def failed() -> Any:
+        return fail.submit(error)
+
+    def cancelled() -> Any:
+        return made("cancelled", 0)
+
+    assert in_sync_flow(place, completed) == [1]
+    with pytest.raises(ValueError, match="because") as caught:
+        in_sync_flow(place, failed)
+    assert caught.value is error
+    with pytest.raises(RunCancelledError):
+        in_sync_flow(place, cancelled)
+
+
+async def test_a_group_of_what_failed_holds_the_very_exceptions() -> None:
+    errors = [ValueError(0), LookupError(1)]
+
+    @flow
+    async def main() -> Any:
+        return [fail.submit(errors[0]), give.submit(1), fail.submit(errors[1]), "data"]
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await main()
+    assert list(caught.value.exceptions) == errors
+    (run,) = await get_client().read_flow_runs(flow_name="main")
+    assert (run.state.type.value, run.state.message) == ("FAILED", "2/3 states failed.")
+
+
+async def test_a_dict_of_futures_is_a_value() -> None:
+    @flow(persist_result=False)
+    async def main() -> Any:
+        return {"a": fail.submit(ValueError())}
+
+    found = await main()
+    assert isinstance(found["a"], TaskFuture)
+    assert found["a"].state.is_failed()
+
+
+async def test_a_returned_failure_is_retried() -> None:
+    attempts: list[int] = []
+
+    @flow(retries=2)
+    async def main() -> Any:
+        attempts.append(len(attempts))
+        return [fail.submit(ValueError()) if len(attempts) < 3 else give.submit(1)]
+
+    assert await main() == [1]
+    assert attempts == [0, 1, 2]

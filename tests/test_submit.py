@@ -1198,7 +1198,9 @@ def test_ten_thousand_submitted_tasks(place: Backend) -> None:
 
     backend, options = place
     # Without debug mode, in which asyncio takes a traceback for each task.
-    assert anyio.run(main, backend=backend, backend_options=options | ({"debug": False} if backend == "asyncio" else {})) == sum(range(10_000))
+    assert anyio.run(
+        main, backend=backend, backend_options=options | ({"debug": False} if backend == "asyncio" else {})
+    ) == sum(range(10_000))
     runs = anyio.run(task_runs, "body")
     assert len(runs) == 10_000
     assert all(run.state.is_completed() for run in runs)

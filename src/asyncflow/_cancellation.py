@@ -51,12 +51,14 @@ def condemn(root: Run, targets: Sequence[Run], cause: Cause) -> None:
     `root` is the run itself, or the one whose body has ended and whose children these are. Each
     cause has one grace time, however deep the subtree.
     """
+    known = [run.cause for run in targets]
     for run in targets:
         run.mark(cause)
     for run in targets:
         for each in _told_directly(run):
             _tell(each)
-    if cause.until is None or root.cause is not cause:
+    # Whoever was told before keeps the grace time that began then: asking again adds nothing.
+    if not all(each is not None and each.until is not None for each in known):
         _begin_grace(root, targets, cause)
 
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from datetime import timedelta
+from typing import Any
+
 from asyncflow._backend.base import Host, Signal
 from asyncflow._backend.inline import InlineCancelled
 from asyncflow._cancellation import lose, must_stop
 from asyncflow._places import Places
 from asyncflow._run import Run, Waiter
-from asyncflow.exceptions import WaitCycleError
+from asyncflow.exceptions import OptionError, WaitCycleError
 
-__all__ = ["blocked", "refuse_cycle", "wait_settled"]
+__all__ = ["blocked", "refuse_cycle", "time_to_wait", "wait_settled"]
+
+
+def time_to_wait(given: Any) -> float | None:
+    """`timeout=` in seconds; None for no limit. What is left of a time may be negative: that is no time."""
+    if given is None:
+        return None
+    seconds = given.total_seconds() if isinstance(given, timedelta) else given
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or math.isnan(seconds):
+        raise OptionError("timeout", given, "seconds, a timedelta, or None for no limit")
+    return None if seconds == math.inf else max(seconds, 0)
 
 
 async def wait_settled(target: Run, host: Host, waiting: Run | None, seconds: float | None = None) -> bool:
@@ -39,6 +53,8 @@ async def blocked(
     if waiting is None:
         await (signal.wait() if seconds is None else host.wait_for(signal, seconds))
         return
+    monotonic = waiting.services.clock.monotonic
+    until = None if seconds is None else monotonic() + seconds
     waiter = Waiter(signal.set, waiting, is_thread=host.is_inline)
     if waiting.waits is None:
         waiting.waits = {}
@@ -56,7 +72,7 @@ async def blocked(
     finally:
         waiting.waits.pop(waiter, None)
     for places in aside:
-        await places.come_back(host)
+        await places.come_back(host, None if until is None else max(until - monotonic(), 0))
 
 
 def _stop_thread(host: Host, waiting: Run) -> None:

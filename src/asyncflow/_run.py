@@ -84,6 +84,7 @@ class Run(Recorded):
         "is_forsaken", "is_hosted",
         "is_settled",
         "is_special",
+        "is_stopped",
         "limiters",
         "looked_at",
         "owner",
@@ -125,6 +126,8 @@ class Run(Recorded):
     timers: list[Callable[[], None]] | None
     """What cancels the timers of the grace time that began with this run."""
     scope: RunScope | None
+    is_stopped: bool
+    """Whether its sync body was told, in its own thread, that it is to stop."""
     is_abandoned: bool
     """Whether its thread goes on although it was given up."""
 
@@ -191,7 +194,7 @@ class Run(Recorded):
         self.status = UNBORN
         self.value = ABSENT
         self.created = self.latest = self.run_count = 0
-        self.queued = self.closing = self.told = self.is_abandoned = False
+        self.queued = self.closing = self.told = self.is_abandoned = self.is_stopped = False
         self.is_hosted = self.is_forsaken = self.is_settled = self.looked_at = False
         self.is_special = self.depth > services.settings.nesting_limit
         self.name = self.parameters_json = self.started = self.ended = self.facts = self.history = None

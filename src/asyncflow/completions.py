@@ -10,13 +10,14 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from asyncflow._backend.base import Host, Signal
 from asyncflow._backend.detect import host_here, loop_is_running_here
 from asyncflow._backend.inline import drive
-from asyncflow._outcomes import blocked, refuse_cycle
+from asyncflow._outcomes import blocked, refuse_cycle, time_to_wait
 from asyncflow._run import Run, Waiter
 from asyncflow.abc import Clock
 from asyncflow.clock import SystemClock
 from asyncflow.context import current_run
 from asyncflow.exceptions import OptionError, WaitOnEventLoopError
 from asyncflow.futures import RunFuture
+from asyncflow.retries import Seconds
 
 __all__ = ["Waited", "as_completed", "wait"]
 
@@ -68,6 +69,7 @@ class _Arrivals(Generic[T]):
         self.left -= 1
         if not self.left:
             self._wake()  # several may share it
+            self.close()
         return self._arrived.popleft()
 
     async def _wait(self, host: Host) -> None:
@@ -102,9 +104,9 @@ class as_completed(Generic[T]):  # a function by its use, as in asyncio
     the runs go on. A future that is given twice comes once.
     """
 
-    def __init__(self, futures: Iterable[RunFuture[T]], *, timeout: float | None = None) -> None:
+    def __init__(self, futures: Iterable[RunFuture[T]], *, timeout: Seconds | None = None) -> None:
         self._futures = list(futures)
-        self._timeout = timeout
+        self._timeout = time_to_wait(timeout)
         self._arrivals: _Arrivals[T] | None = None
 
     def __aiter__(self) -> AsyncIterator[RunFuture[T]]:
@@ -148,7 +150,7 @@ class Waited(NamedTuple, Generic[T]):
 async def wait(
     futures: Iterable[RunFuture[T]],
     *,
-    timeout: float | None = None,  # it is no error: what is done by then is given
+    timeout: Seconds | None = None,  # it is no error: what is done by then is given
     return_when: ReturnWhen = "ALL_COMPLETED",
 ) -> Waited[T]:
     """Wait until all are done, or the first, or the first that did not complete, at most `timeout` seconds.
@@ -158,10 +160,9 @@ async def wait(
     """
     if return_when not in _RETURN_WHEN:
         raise OptionError("return_when", return_when, f"one of {', '.join(_RETURN_WHEN)}")
-    if timeout is not None and timeout < 0:
-        raise OptionError("timeout", timeout, "seconds: a number from 0")
+    seconds = time_to_wait(timeout)
     given = list(futures)
-    arrivals = _Arrivals(given, all_of_them=return_when == "ALL_COMPLETED", timeout=timeout)
+    arrivals = _Arrivals(given, all_of_them=return_when == "ALL_COMPLETED", timeout=seconds)
     try:
         while (future := await arrivals.next()) is not None:
             failed = future.run.error is not None

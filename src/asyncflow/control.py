@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +14,7 @@ from asyncflow.client import Client
 from asyncflow.context import current_run
 from asyncflow.exceptions import CannotCancelNestedRunError, RunElsewhereError
 from asyncflow.ids import parse_id
+from asyncflow.runtime import HOME
 from asyncflow.states import State
 
 __all__ = ["cancel_flow_run"]
@@ -33,13 +33,9 @@ async def cancel_flow_run(
     Raises `CannotCancelNestedRunError` for a run that is a part of another one,
     `RunElsewhereError` for one of another process, `RunNotFoundError` for an unknown id.
     """
-    client = client or Client()
-    services = await client.services()
-    found = None
-    for outermost in list(services.outermost):
-        found = found or _find(outermost, flow_run_id)
+    found = _find(flow_run_id)
     if found is None:
-        state = (await client.read_flow_run(flow_run_id)).state
+        state = (await (client or Client()).read_flow_run(flow_run_id)).state
         if not state.is_final():
             raise RunElsewhereError(flow_run_id, state)
         return state
@@ -48,19 +44,22 @@ async def cancel_flow_run(
     caller = current_run.get()
     cancel(found, Cause(_message(reason, caller)))
     if caller is None or outermost_of(caller) is not found:
-        await wait_settled(found, host_here(services.clock), caller)
+        await wait_settled(found, host_here(found.services.clock), caller)
     return found.state()
 
 
-def _find(run: Run, flow_run_id: UUID | str) -> Run | None:
-    wanted = parse_id(flow_run_id)
-    pending: list[Run] = [run]
+def _find(flow_run_id: UUID | str) -> Run | None:
+    """The live run with this id, in whichever runtime of this process: its thread may know of none."""
+    try:
+        wanted = parse_id(flow_run_id)
+    except (ValueError, AttributeError, TypeError):
+        return None  # the client says so
+    pending: list[Run] = [run for services in HOME.every_open() for run in list(services.outermost)]
     while pending:
-        each = pending.pop()
-        if each.id == wanted and each.kind == FLOW:
-            return each
-        below: Iterable[Run] = each.children or ()
-        pending.extend(list(below))
+        run = pending.pop()
+        if run.id == wanted and run.kind == FLOW:
+            return run
+        pending.extend(list(run.children or ()))
     return None
 
 

@@ -13,7 +13,7 @@ from uuid import UUID
 from asyncflow._backend.detect import host_here, loop_is_running_here
 from asyncflow._backend.inline import drive
 from asyncflow._cancellation import cancel, end_tree
-from asyncflow._outcomes import wait_settled
+from asyncflow._outcomes import time_to_wait, wait_settled
 from asyncflow._rows import maybe_uuid
 from asyncflow._rules import one_error
 from asyncflow._run import Cause, Run, Waiter
@@ -22,6 +22,7 @@ from asyncflow.context import current_run
 from asyncflow.exceptions import WaitOnEventLoopError, WaitTimeoutError
 from asyncflow.logs import library_logger
 from asyncflow.placeholders import Awaited
+from asyncflow.retries import Seconds
 from asyncflow.states import State
 
 __all__ = ["FlowRunFuture", "FutureList", "RunFuture", "TaskFuture"]
@@ -54,10 +55,10 @@ class RunFuture(Awaited, Generic[T_co]):
             del self  # as there
 
     @overload
-    def result(self, timeout: float | None = None, raise_on_failure: Literal[True] = True) -> T_co: ...
+    def result(self, timeout: Seconds | None = None, raise_on_failure: Literal[True] = True) -> T_co: ...
     @overload
-    def result(self, timeout: float | None = None, *, raise_on_failure: bool) -> T_co | BaseException: ...
-    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> T_co | BaseException:
+    def result(self, timeout: Seconds | None = None, *, raise_on_failure: bool) -> T_co | BaseException: ...
+    def result(self, timeout: Seconds | None = None, raise_on_failure: bool = True) -> T_co | BaseException:
         """The value, for sync code; waits for it, at most `timeout` seconds.
 
         A run that ended otherwise raises its exception, or gives it when `raise_on_failure` is
@@ -65,30 +66,29 @@ class RunFuture(Awaited, Generic[T_co]):
         thread of an event loop, which it would block, `WaitOnEventLoopError` unless it is done.
         """
         if not self._block(timeout, "result", "await future"):
-            assert timeout is not None
-            raise WaitTimeoutError(self._run.display_name, timeout)
+            raise WaitTimeoutError(self._run.display_name, time_to_wait(timeout) or 0)
         if raise_on_failure or self._run.error is None:
             return self._outcome()
         self._run.look()
         return self._run.error
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait(self, timeout: Seconds | None = None) -> bool:
         """Block until it is done, at most `timeout` seconds; gives whether it is. Raises as `result` does."""
-        return self._block(timeout, "wait", f"await future.wait_async({'' if timeout is None else f'{timeout:g}'})")
+        return self._block(timeout, "wait", f"await future.wait_async({'' if timeout is None else timeout})")
 
-    def _block(self, timeout: float | None, called: str, instead: str) -> bool:
-        run = self._run
+    def _block(self, timeout: Seconds | None, called: str, instead: str) -> bool:
+        run, seconds = self._run, time_to_wait(timeout)
         if not run.is_settled:
             if loop_is_running_here():
                 raise WaitOnEventLoopError(f"future.{called}()", instead)
-            drive(wait_settled(run, host_here(run.services.clock), current_run.get(), timeout))
+            drive(wait_settled(run, host_here(run.services.clock), current_run.get(), seconds))
         return run.is_settled
 
-    async def wait_async(self, timeout: float | None = None) -> bool:  # gives whether, raises nothing
+    async def wait_async(self, timeout: Seconds | None = None) -> bool:  # gives whether, raises nothing
         """Wait until it is done, at most `timeout` seconds, without taking the value; gives whether it is."""
-        run = self._run
+        run, seconds = self._run, time_to_wait(timeout)
         if not run.is_settled:
-            await wait_settled(run, host_here(run.services.clock), current_run.get(), timeout)
+            await wait_settled(run, host_here(run.services.clock), current_run.get(), seconds)
         return run.is_settled
 
     def _outcome(self) -> T_co:
@@ -201,7 +201,7 @@ class FutureList(list[RunFuture[T]]):
             await future.wait_async()
         return self.result()
 
-    def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> list[T]:
+    def result(self, timeout: Seconds | None = None, raise_on_failure: bool = True) -> list[T]:
         """The values in order, for sync code; waits for all of them, at most `timeout` seconds together.
 
         When one failed, raises its exception; when several did, an `ExceptionGroup` of them. With
@@ -214,7 +214,7 @@ class FutureList(list[RunFuture[T]]):
             raise one_error(failed)
         return outcomes
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait(self, timeout: Seconds | None = None) -> bool:
         """Block until all are done, at most `timeout` seconds; gives whether they are."""
         try:
             self._block(timeout, "wait", "await asyncflow.wait(futures)")
@@ -222,13 +222,14 @@ class FutureList(list[RunFuture[T]]):
             return False
         return True
 
-    def _block(self, timeout: float | None, called: str, instead: str) -> None:
+    def _block(self, timeout: Seconds | None, called: str, instead: str) -> None:
         if not self:
             return
         if loop_is_running_here() and not all(future.done() for future in self):
             raise WaitOnEventLoopError(f"futures.{called}()", instead)
         clock = self[0].run.services.clock
-        until = None if timeout is None else clock.monotonic() + timeout
+        seconds = time_to_wait(timeout)
+        until = None if seconds is None else clock.monotonic() + seconds
         for future in self:
             if not future.wait(None if until is None else until - clock.monotonic()):
-                raise WaitTimeoutError(future.name, timeout or 0)
+                raise WaitTimeoutError(future.name, seconds or 0)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here, loop_is_running_here
@@ -38,6 +39,7 @@ flow_run: FlowRunContext = FlowRunContext()
 task_run: TaskRunContext = TaskRunContext()
 """The task run whose body executes here, likewise."""
 
+_open: WeakSet[Runtime] = WeakSet()
 _in_force: ContextVar[Runtime | None] = ContextVar("asyncflow_runtime", default=None)
 
 
@@ -73,6 +75,11 @@ class Runtime:
         """The folder of the database and the result files."""
         return self.settings.home
 
+    @property
+    def services(self) -> Services | None:
+        """For the engine: what its runs share, while it is open."""
+        return self._services
+
     def open(self) -> Services:
         """Open the store. Blocks; a second call gives the same services."""
         if self._closed:
@@ -82,6 +89,7 @@ class Runtime:
         with self._lock:  # several readers may be its first users
             if self._services is None:
                 self._services = self._make_services()
+                _open.add(self)
             return self._services
 
     def _make_services(self) -> Services:
@@ -101,6 +109,7 @@ class Runtime:
     def close(self) -> None:
         """Write what waits and release everything. Blocks; a second call does nothing."""
         self._closed = True
+        _open.discard(self)
         services, self._services = self._services, None
         if services is not None:
             for run in list(services.outermost):  # of a loop that was stopped in the middle: nothing can end it now
@@ -190,6 +199,10 @@ class _Home:
         """The services of the runtime opened by hand that is in force here, or None."""
         runtime = _in_force.get()
         return None if runtime is None else runtime.open()
+
+    def every_open(self) -> list[Services]:
+        """The services of all runtimes of this process that are open."""
+        return [services for runtime in list(_open) if (services := runtime.services) is not None]
 
     def open_default(self) -> Services:
         """Open the default runtime, once per process. Blocks."""

@@ -214,9 +214,9 @@ def exception_for(state: State[Any]) -> BaseException:
     A cancelled run's own exception is the cancellation of the task it ran in, which means nothing
     to anybody who was not cancelled, so it is never handed out here.
     """
-    if isinstance(state.data, BaseException) and state.type is not StateType.CANCELLED:
+    if isinstance(state.data, Exception):
         return state.data
-    if isinstance(state.data, RunCancelledError):
+    if isinstance(state.data, BaseException) and state.type is not StateType.CANCELLED:
         return state.data
     if state.type not in _WRAPPERS:
         return UnfinishedRunError(f"the run is {state}, so it has no result yet", state)

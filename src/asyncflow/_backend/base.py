@@ -245,10 +245,12 @@ class Host(ABC):
         on_cancel: Callable[[], None],
         on_abandon: Callable[[], None],
         context: Context | None = None,
+        *,
+        at_once: bool = False,
     ) -> Job:
         """Run a sync body where it blocks nobody, and give its job when it has ended.
 
-        It runs in `context`, or in a copy of this one.
+        It runs in `context`, or in a copy of this one; `at_once` is as in `ThreadPool.start`.
 
         A cancellation meanwhile calls `on_cancel` and is raised when the body has ended, or after
         `grace` seconds; the job then goes on alone, and `on_abandon` was called.

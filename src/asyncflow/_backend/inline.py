@@ -339,6 +339,8 @@ class InlineHost(Host):
         on_cancel: Callable[[], None],
         on_abandon: Callable[[], None],
         context: Context | None = None,
+        *,
+        at_once: bool = False,
     ) -> Job:
         raise AssertionError("the inline host runs sync bodies on its own thread")
 

@@ -45,12 +45,14 @@ class LoopHost(Host):
         on_cancel: Callable[[], None],
         on_abandon: Callable[[], None],
         context: Context | None = None,
+        *,
+        at_once: bool = False,
     ) -> Job:
         signal = self.signal()
         context = context or copy_context()
         leave_loop(context)
         job = Job(context, fn, signal.set, self._enter_thread())
-        pool.start(job)
+        pool.start(job, at_once=at_once)
         try:
             await signal.wait()
         except GeneratorExit:

@@ -127,10 +127,13 @@ class ThreadPool:
 
     # --- jobs
 
-    def start(self, job: Job) -> None:
-        """Run `job` in a thread as soon as a slot is free. Raises `RuntimeError` when the system gives no thread."""
+    def start(self, job: Job, *, at_once: bool = False) -> None:
+        """Run `job` in a thread as soon as a slot is free, or `at_once`: for a thread of ours that waits for it.
+
+        Raises `RuntimeError` when the system gives no thread.
+        """
         with self._lock:
-            if self._running >= self._size:
+            if self._running >= self._size and not at_once:
                 self._queue.append(job)
                 return
             self._running += 1

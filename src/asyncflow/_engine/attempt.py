@@ -10,9 +10,10 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+from asyncflow._backend.inline import InlineCancelled
 from asyncflow._cancellation import condemn, crash, watch_deadline
 from asyncflow._engine.bodies import GENERATORS, consumed, elsewhere
-from asyncflow._engine.endings import Carried, ending_of_raised, ending_of_scope
+from asyncflow._engine.endings import Carried, ending_of_raised, ending_of_scope, is_being_closed
 from asyncflow._engine.inputs import states_of_futures
 from asyncflow._engine.reaching import needs_scope
 from asyncflow._outcomes import blocked
@@ -105,9 +106,9 @@ async def _join(run: Run) -> None:
 async def _tear_down(run: Run, error: BaseException) -> None:
     """Cancel and wait for what a body that raised has left."""
     _stop_companions(run)
-    if isinstance(error, GeneratorExit):
+    if is_being_closed(run, error):
         _condemn_children(run, error)
-        return  # the coroutine is being closed: it must not wait for anything
+        return
     _bury(run)
     signal = run.drained = run.host.signal()
     _condemn_children(run, error)
@@ -148,7 +149,8 @@ def _reason_of(run: Run, error: BaseException) -> Cause:
     """
     if run.cause is not None:
         return run.cause
-    how = "was cancelled" if run.host.is_cancellation(error) else f"failed with {error_summary(error)}"
+    is_cancelled = run.host.is_cancellation(error) or isinstance(error, InlineCancelled)  # the latter in a thread
+    how = "was cancelled" if is_cancelled else f"failed with {error_summary(error)}"
     if run.scope is not None and run.scope.expired:
         how = f"exceeded its timeout of {run.spec.options.timeout_seconds:g} seconds"
     cause = Cause(f"cancelled because its {run.spec.kind.value} run {run.display_name!r} {how}")

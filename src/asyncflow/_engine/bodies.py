@@ -10,6 +10,7 @@ from typing import Any
 from asyncflow._cancellation import condemn
 from asyncflow._engine.endings import Carried
 from asyncflow._run import Cause, Run
+from asyncflow._specs import Colour
 from asyncflow.states import StateType
 
 __all__ = ["GENERATORS", "consumed", "elsewhere"]
@@ -48,13 +49,23 @@ async def _in_thread(run: Run) -> Any:
     def abandon() -> None:
         run.is_abandoned = True
 
-    job = await run.host.call_sync(call, services.threads, services.settings.grace_seconds, cancelling, abandon)
+    job = await run.host.call_sync(
+        call, services.threads, services.settings.grace_seconds, cancelling, abandon, at_once=_is_waited_for(run)
+    )
     if job.error is not None:
         try:
             raise Carried(job.error) if isinstance(job.error, StopIteration) else job.error
         finally:
             job.error = None  # its traceback holds this frame
     return job.value
+
+
+def _is_waited_for(run: Run) -> bool:
+    """Whether a thread of ours waits for this body, in the slot that it would need: `from_thread.run(task.acall)`."""
+    parent = run.parent
+    if run.is_hosted or parent is None:
+        return False
+    return parent.spec.colour is Colour.SYNC and not parent.host.is_inline
 
 
 def wake_threads(run: Run) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from asyncflow._backend.detect import host_here, loop_is_running_here
 from asyncflow._backend.inline import never_suspends
-from asyncflow._engine.checkpoints import check_deadlines
+from asyncflow._engine.checkpoints import check_call
 from asyncflow._engine.execution import execute
 from asyncflow._limiter import Limiter
 from asyncflow._run import Run
@@ -132,7 +132,7 @@ def _make_outermost(services: Services, owner: object, spec: Spec, arguments: di
 
 
 def _child(parent: Run, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:
-    check_deadlines(parent)  # a call of ours is one of the places where a sync body can be stopped
+    check_call(parent)  # a call of ours is one of the places where a sync body can be stopped
     services, host = parent.services, parent.host
     if not host.here():
         host = host_here(services.clock)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from asyncflow._backend.inline import InlineCancelled
 from asyncflow._cancellation import must_stop
 from asyncflow._run import Run
+from asyncflow._specs import Colour
 from asyncflow.context import current_run
 
-__all__ = ["check_deadlines", "checkpoint"]
+__all__ = ["check_call", "checkpoint"]
 
 
 def checkpoint() -> None:
@@ -19,7 +20,19 @@ def checkpoint() -> None:
     """
     run = current_run.get()
     check_deadlines(run)
-    if must_stop(run):
+    if run is not None and must_stop(run):
+        run.is_stopped = True
+        raise InlineCancelled
+
+
+def check_call(parent: Run) -> None:
+    """Raise where the body that calls something of ours is to stop: at a deadline; and at a cancellation, once.
+
+    Once, because its `finally` may call tasks as well.
+    """
+    check_deadlines(parent)
+    if parent.spec.colour is Colour.SYNC and not parent.is_stopped and must_stop(parent):
+        parent.is_stopped = True
         raise InlineCancelled
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncflow._backend.base import RunScope
 from asyncflow._backend.inline import InlineCancelled
+from asyncflow._cancellation import must_stop
 from asyncflow._recorded import ENDING
 from asyncflow._rules import Ending, ending_of_error
 from asyncflow._run import Cause, Run
@@ -13,7 +14,7 @@ from asyncflow.logs import library_logger
 from asyncflow.serializers import encode
 from asyncflow.states import StateType
 
-__all__ = ["Carried", "ending_of_cause", "ending_of_raised", "ending_of_scope", "finish"]
+__all__ = ["Carried", "ending_of_cause", "ending_of_raised", "ending_of_scope", "finish", "is_being_closed"]
 
 _BY_CALLER = "cancelled by its caller"
 
@@ -39,6 +40,16 @@ def ending_of_raised(run: Run, error: BaseException) -> Ending:
     # A nursery that was cancelled while a child of it failed raises both: the failure is the body's answer.
     own = run.host.without_cancellations(error)
     return ending_of_error(error if own is None else own)._replace(error=error)
+
+
+def is_being_closed(run: Run, error: BaseException) -> bool:
+    """Whether the run's coroutine is being closed, by hand or by the garbage collector, and must not wait any more.
+
+    A body may raise GeneratorExit itself; then it is its own task that runs.
+    """
+    if not isinstance(error, GeneratorExit):
+        return False
+    return run.stream is not None or not run.host.here() or run.host.current_task() is not run.task
 
 
 def _why_cancelled(run: Run) -> str:
@@ -79,7 +90,10 @@ def ending_of_cause(run: Run) -> Ending:
         return Ending(type=StateType.CRASHED, message=message, error=CrashedRunError(message))
     if cause.error is not None and run.parent is None:
         return ending_of_error(cause.error)
-    return Ending(type=StateType.CANCELLED, message=cause.message, error=RunCancelledError(cause.message))
+    error: BaseException = RunCancelledError(cause.message)
+    if run.host.is_inline and must_stop(run.parent):
+        error = InlineCancelled()  # its caller, in the same thread, is to stop as well
+    return Ending(type=StateType.CANCELLED, message=cause.message, error=error)
 
 
 def _ignored(run: Run, reason: str) -> str:

@@ -57,6 +57,7 @@ async def execute(run: Run) -> None:
         run.error = error
     finally:
         if run.is_hosted:
+            run.leave_places()  # of the queue, when it never began
             conclude(run)
         run.is_settled = True
         try:

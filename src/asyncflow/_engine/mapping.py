@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 from asyncflow.exceptions import MapError
 from asyncflow.futures import FutureList, RunFuture
 from asyncflow.placeholders import AllowedFailure, Awaited, Unmapped
+from asyncflow.retries import Seconds
 
 __all__ = ["Start", "submit_each"]
 
@@ -94,7 +95,7 @@ class _AsyncFutureList(FutureList[T]):
         self._check_complete()
         return super().__iter__()
 
-    def _block(self, timeout: float | None, called: str, instead: str) -> None:
+    def _block(self, timeout: Seconds | None, called: str, instead: str) -> None:
         self._check_complete()
         super()._block(timeout, called, instead)
 

@@ -81,7 +81,7 @@ async def _check_parameters(run: Run) -> None:
 async def take_places(run: Run) -> Ending | None:
     """Wait until each limit that the run is under has room for it; gives an ending when it was cancelled meanwhile."""
     assert run.limiters is not None
-    places = Places(run.limiters)
+    places, run.places = run.places or Places(run.limiters), None
     if not places.take_at_once():
         if not run.run_count:
             _enter_pending(run)

@@ -11,11 +11,13 @@ from asyncflow._backend.detect import host_here
 from asyncflow._backend.portal import on_portal
 from asyncflow._cancellation import bury, outermost_of
 from asyncflow._engine.calls import Home, limit_by_tags, tags_for
-from asyncflow._engine.checkpoints import check_deadlines
+from asyncflow._engine.checkpoints import check_call
 from asyncflow._engine.endings import finish
 from asyncflow._engine.execution import execute
+from asyncflow._engine.inputs import may_hold_futures
 from asyncflow._engine.preparation import join_parent
 from asyncflow._limiter import Limiter
+from asyncflow._places import Places
 from asyncflow._recorded import ENDING
 from asyncflow._rules import Ending
 from asyncflow._run import Run
@@ -36,7 +38,7 @@ def submit(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], wai
     if parent is None:
         run = _outermost(home, owner, spec, arguments)
     else:
-        check_deadlines(parent)  # as each call of ours does
+        check_call(parent)  # as each call of ours does
         run = _child(parent, owner, spec, arguments)
     if wait_for is not None:
         run.wait_for = wait_for
@@ -44,6 +46,9 @@ def submit(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], wai
     run.is_hosted = True
     run.created = run.latest = int(run.services.clock.now() * _MICRO)
     join_parent(run)
+    if run.limiters is not None and not may_hold_futures(run):
+        run.places = Places(run.limiters)
+        run.places.line_up()
     future: RunFuture[Any] = (FlowRunFuture if spec.is_flow else TaskFuture)(run)
     context = copy_context()
     if run.host.is_inline:
@@ -116,5 +121,6 @@ def _lost(run: Run) -> None:
     if not run.is_settled:
         message = "cancelled because its event loop was taken down before it began"
         finish(run, Ending(type=StateType.CANCELLED, message=message, error=RunCancelledError(message)))
+        run.leave_places()
         run.settle()
         run.unlink()

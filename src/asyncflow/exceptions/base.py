@@ -13,6 +13,11 @@ __all__ = [
 class AsyncflowError(Exception):
     """Base of everything asyncflow raises on its own account."""
 
+    def __init_subclass__(cls) -> None:
+        # Where people import them from, not where they stand.
+        if cls.__module__.startswith("asyncflow.exceptions."):
+            cls.__module__ = "asyncflow.exceptions"
+
     def __init__(self, message: str) -> None:
         super().__init__(message)
 
