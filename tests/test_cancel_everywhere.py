@@ -14,27 +14,48 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import UUID
 
 import anyio
 import anyio.lowlevel
 import pytest
 import trio
 
-from asyncflow import Runtime, StateType, flow, runtime, task
+from asyncflow import (
+    Runtime,
+    StateType,
+    allow_failure,
+    as_completed,
+    cancel_flow_run,
+    concurrency,
+    detached,
+    flow,
+    rate_limit,
+    runtime,
+    task,
+    wait,
+)
+from asyncflow._limiter import Limiter
 from asyncflow._rows import STATE_CODES, STATE_TYPES, RunRow
+from asyncflow._run import Run
+from asyncflow.context import current_run
 from asyncflow.exceptions import RunCancelledError
+from asyncflow.runtime import HOME
 from asyncflow.stores.memory import MemoryStore
+from asyncflow.task_runners import ConcurrentTaskRunner
 from asyncflow.testing import Attempt, CancelSafetyError, cancel_everywhere
 from asyncflow.testing._records import newest_id, record_problems, rows_after
 from tests.conftest import BACKENDS, RunPython
 
 asyncio_only = pytest.mark.parametrize("anyio_backend", [each for each in BACKENDS if each.id != "trio"], indirect=True)
 trio_only = pytest.mark.parametrize("anyio_backend", [each for each in BACKENDS if each.id == "trio"], indirect=True)
-# `cancel_flow_run` joins them as a function of the point's number.
 WAYS = pytest.mark.parametrize("how", ["scope", "native", "wait_for"])
 
 LONG = 30.0
 """Seconds that nothing here waits for."""
+
+POINTS = 60
+"""Of the scripts with threads and submitted runs, which have hundreds; where they lie differs from call to call."""
 
 
 # --- what the scripted flows are made of ----------------------------------------------------
@@ -67,6 +88,17 @@ def all_closed() -> Iterator[None]:
     OPENED.now = 0
     yield
     assert OPENED.now == 0
+
+
+async def by_cancel_flow_run(_point: int) -> None:
+    """A way to cancel for the harness: the newest outermost flow run that is open, whatever it does."""
+    runs: list[Run] = [run for services in HOME.every_open() for run in list(services.outermost) if run.status.seq]
+    if runs:
+        with detached():  # the harness calls this in the context of whatever was suspended at the point
+            await cancel_flow_run(UUID(bytes=max(runs, key=lambda run: run.id).id))
+
+
+EVERY_WAY = pytest.mark.parametrize("how", ["scope", "native", "wait_for", by_cancel_flow_run])
 
 
 async def hook(_owner: object, run: Any, state: Any) -> None:
@@ -232,11 +264,118 @@ async def in_asyncio() -> list[int]:
         return [*found, *(each.result() for each in tasks), await quick(6)]
 
 
+# Of the task runners of the flows below: harness and store cannot see them.
+RUNNERS: list[Limiter] = []
+
+
+def remember_the_runner() -> None:
+    run = current_run.get()
+    assert run is not None
+    if run.workers is not None:
+        RUNNERS.append(run.workers)
+
+
+@task
+async def add(*numbers: Any) -> int:
+    async with OPENED.one():
+        await anyio.lowlevel.checkpoint()
+        return sum(each for number in numbers for each in (number if isinstance(number, list) else [number]))
+
+
+@task
+async def calls_below(number: int) -> int:
+    """Waits for other runs while it has a place, called and submitted ones."""
+    return await quick(number) + await quick.submit(1)
+
+
+@task(tags=["few"])
+async def limited(number: int) -> int:
+    async with concurrency("slots", 2), rate_limit("permits", 1_000_000), OPENED.one():
+        await anyio.lowlevel.checkpoint()
+        return number
+
+
+@task(tags=["few"])
+def limited_in_thread(number: int) -> int:
+    with concurrency("slots", 2):
+        return number
+
+
+@flow(task_runner=ConcurrentTaskRunner(max_workers=2), on_completion=[hook], on_cancellation=[hook, plain_hook])
+async def submits() -> list[int]:
+    first = quick.submit(1)
+    remember_the_runner()
+    both = add.submit(first, [in_thread.submit(2)], wait_for=[flaky.submit(0)])
+    inner = nested.submit(3)
+    below = calls_below.submit(4)
+    failed = fails.submit()
+    late_one = late.submit()
+    after = add.submit(inner, both)
+    assert await takes_an_error(allow_failure(failed))
+    with pytest.raises(TimeoutError):
+        await late_one
+    losing = asleep.submit()
+    losing.cancel()
+    with pytest.raises(RunCancelledError):
+        await losing
+    return [await first, await both, await inner, await below, await after]
+
+
+@task
+async def takes_an_error(error: object) -> bool:
+    return isinstance(error, LookupError)
+
+
+@flow(task_runner=ConcurrentTaskRunner(max_workers=2))
+async def maps() -> list[int]:
+    mapped = quick.map([1, 2, 3])
+    remember_the_runner()
+    found = list(await mapped)
+    found += [item async for item in quick.map_stream(range(4), limit=2)]
+    found += sorted([item async for item in in_thread.map_stream(range(2), limit=2, ordered=False)])
+    async for item in quick.map_stream(range(100), limit=2):
+        if item == 1:
+            break
+    futures = [quick.submit(5), in_thread.submit(6), nested.submit(7)]
+    found += sorted([await future async for future in as_completed(futures)])
+    done, not_done = await wait([quick.submit(8), asleep.submit()], return_when="FIRST_COMPLETED")
+    for future in not_done:
+        future.cancel()
+    return [*found, *[await future for future in done]]
+
+
+@flow(task_runner=ConcurrentTaskRunner(max_workers=1), on_cancellation=[hook])
+async def limits() -> list[int]:
+    futures = [limited.submit(number) for number in range(3)]
+    remember_the_runner()
+    futures.append(limited_in_thread.submit(3))
+    async with concurrency("slots", 2, occupy=2):
+        await anyio.lowlevel.checkpoint()
+    found = [await limited(4), await calls_below.submit(5)]
+    return [*found, *[await future for future in futures], *await together(limited(6), limited(7))]
+
+
+@flow(retries=1, retry_delay_seconds=0, timeout_seconds=LONG)
+async def leaves_things() -> int:
+    """Its first attempt fails, and its second ends, while what was submitted goes on."""
+    if runtime.flow_run.run_count == 1:
+        asleep.submit()
+        in_thread.submit(1)
+        nested_sleep.submit()
+        await anyio.lowlevel.checkpoint()
+        raise LookupError("the first attempt")
+    add.submit(nested.submit(1), quick.submit(2))
+    in_thread.submit(3)
+    return 1
+
+
 def as_it_should(value: object) -> Callable[[Attempt], None]:
     """The caller's part and the record tell one story."""
 
     def check(attempt: Attempt) -> None:
         assert OPENED.now == 0
+        assert [runner for runner in RUNNERS if not runner.is_spent()] == []
+        RUNNERS.clear()
         if attempt.ending == "completed":
             assert attempt.value == value
             assert attempt.runs[0].state.is_completed()
@@ -263,6 +402,50 @@ async def test_a_flow_cancelled_at_every_await(script: Any, value: object, how: 
         report = await cancel_everywhere(script, how=how, check=as_it_should(value))
     assert report.points >= 30
     assert report.endings["cancelled"] >= 0.7 * report.points
+
+
+@EVERY_WAY
+@pytest.mark.parametrize(
+    ("script", "value"),
+    [
+        pytest.param(submits, [1, 3, 3, 5, 6], id="submits"),
+        pytest.param(maps, [1, 2, 3, 0, 1, 2, 3, 0, 1, 5, 6, 7, 8], id="maps"),
+        pytest.param(limits, [4, 6, 0, 1, 2, 3, 6, 7], id="limits"),
+    ],
+)
+async def test_a_flow_that_submits_cancelled_at_every_await(script: Any, value: object, how: Any) -> None:
+    with Runtime(store=MemoryStore(), tag_limits={"few": 1}):
+        report = await cancel_everywhere(script, how=how, check=as_it_should(value), limit=POINTS)
+    assert report.points >= 20
+    cancelled = report.endings["RunCancelledError" if callable(how) else "cancelled"]
+    assert cancelled >= 0.6 * sum(report.endings.values())
+
+
+@WAYS
+async def test_a_flow_that_leaves_things_cancelled_at_every_await(how: Any) -> None:
+    with Runtime(store=MemoryStore()):
+        report = await cancel_everywhere(leaves_things, how=how, check=as_it_should(1))
+    assert report.endings["cancelled"] >= 0.6 * sum(report.endings.values())
+
+
+failed_first = pytest.mark.xfail(
+    strict=True, reason="inv-5: an attempt that fails before the cancel reaches it decides, though it had retries left"
+)
+
+
+@pytest.mark.parametrize(
+    ("script", "value"),
+    [
+        pytest.param(everything, [0, 1, 2, 3, 0, 1, 4, 5, 6], id="everything", marks=failed_first),
+        pytest.param(streams, [0, 1, 0, 1, 0, 1, 0, 1, 3], id="streams"),
+        pytest.param(retried, [0, 1, 2], id="retried", marks=failed_first),
+        pytest.param(leaves_things, 1, id="leaves things", marks=failed_first),
+    ],
+)
+async def test_a_flow_cancelled_by_its_id_at_every_await(script: Any, value: object) -> None:
+    with Runtime(store=MemoryStore()):
+        report = await cancel_everywhere(script, how=by_cancel_flow_run, check=as_it_should(value), limit=POINTS)
+    assert report.endings["RunCancelledError"] >= 0.6 * sum(report.endings.values())
 
 
 @WAYS
@@ -662,6 +845,27 @@ async def test_a_busy_thread_is_found() -> None:
         assert "1 of asyncflow's worker threads still run a job of it" in await refused(deaf.acall)
     finally:
         release.set()
+
+
+async def test_a_place_that_is_not_given_back_is_found() -> None:
+    kept: list[Any] = []
+
+    async def takes_a_slot() -> None:
+        await anyio.lowlevel.checkpoint()
+        kept.append(concurrency("kept", 2))
+        await kept[-1].__aenter__()
+
+    assert "1 more named concurrency limits than before are taken or waited for" in await refused(takes_a_slot)
+
+    async def takes_a_place() -> None:
+        services = HOME.in_force()
+        assert services is not None
+        await anyio.lowlevel.checkpoint()
+        assert services.tag_limits["few"].try_acquire()
+
+    with Runtime(store=MemoryStore(), tag_limits={"few": 3}), pytest.raises(CancelSafetyError) as caught:
+        await cancel_everywhere(takes_a_place)
+    assert "1 more places of the tag 'few' than before are taken or waited for" in str(caught.value)
 
 
 async def test_a_crashed_run_is_found() -> None:

@@ -119,7 +119,8 @@ async def test_what_is_done_comes_at_once_and_doubles_come_once() -> None:
         futures = [first, second, first, first]
         assert [await each async for each in as_completed(futures)] == [1, 2]
         assert [each async for each in as_completed(iter(futures))] == [first, second]
-        assert [each async for each in as_completed([])] == []
+        nothing: list[RunFuture[Any]] = []
+        assert [each async for each in as_completed(nothing)] == []
         late = sleep.submit(0.01)
         assert [await each async for each in as_completed([late, first, late])] == [1, 0.01]
 
@@ -142,9 +143,10 @@ async def test_the_time_is_for_all_together_and_the_runs_go_on() -> None:
         quick, slow = give.submit(1), sleep.submit(0.3)
         came: list[Any] = []
         began = time.monotonic()
+        completions = as_completed([slow, quick], timeout=0.05)
+        came.append(await anext(completions))
         with pytest.raises(TimeoutError, match=r"1 \(of 2\) runs had not ended"):
-            async for future in as_completed([slow, quick], timeout=0.05):
-                came.append(future)
+            await anext(completions)
         assert time.monotonic() - began < 0.29
         assert came == [quick]
         assert await slow == 0.3
@@ -157,9 +159,10 @@ def test_in_sync_code_the_time_is_for_all_together(place: Backend | None) -> Non
     def body() -> None:
         quick, slow = give.submit(1), sleep.submit()
         came: list[Any] = []
+        completions = iter(as_completed([slow, quick], timeout=0.05))
+        came.append(next(completions))
         with pytest.raises(TimeoutError):
-            for future in as_completed([slow, quick], timeout=0.05):
-                came.append(future)
+            next(completions)
         assert came == [quick]
         with pytest.raises(TimeoutError):
             next(iter(as_completed([slow], timeout=0)))
@@ -219,8 +222,7 @@ async def test_two_consumers_share_it() -> None:
         came: list[float] = []
 
         async def consume() -> None:
-            async for future in completions:
-                came.append(await future)
+            came.extend([await future async for future in completions])
 
         with anyio.fail_after(5):
             async with anyio.create_task_group() as group:
@@ -234,8 +236,7 @@ async def test_two_consumers_share_it() -> None:
 async def test_on_the_thread_of_a_loop_a_plain_for_is_refused() -> None:
     async def body() -> None:
         with pytest.raises(WaitOnEventLoopError, match="async for future in as_completed"):
-            for _ in as_completed([give.submit(1)]):
-                raise AssertionError
+            iter(as_completed([give.submit(1)]))
 
     await in_flow(body)
 

@@ -32,7 +32,7 @@ Node: TypeAlias = tuple[Any, ...]
 """A kind of body, its argument, and the nodes below it."""
 
 STEP = 100_003
-PROGRAMS = 150
+PROGRAMS = 120
 """Programs per test: a seed of its own each, which a failure names."""
 INSTANTS = (0.01, 0.02, 0.03)
 """Few, so that much happens at the same time."""
@@ -278,7 +278,7 @@ class Made:
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
 
-    async def _TaskGroup(self, _name: str, _seconds: float, inner: list[Body]) -> Any:  # noqa: N802
+    async def _TaskGroup(self, _name: str, _seconds: float, inner: list[Body]) -> Any:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(ensured(each)) for each in inner]
         return [each.result() for each in tasks]
@@ -468,8 +468,9 @@ def test_a_caller_on_asyncio_sees_what_plain_functions_show(make: Callable[[], J
 @pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "side by side"])
 @pytest.mark.parametrize("moment", [None, 0.01, 0.02])
 def test_a_caller_on_trio_sees_what_plain_functions_show(moment: float | None, is_tied: bool) -> None:
-    # What trio's tasks do in one instant it puts in a random order: either one task, or no two at once.
-    kinds = ONE_BY_ONE if is_tied else ANYWHERE
+    # What trio's tasks do in one instant it puts in a random order: either one task, or no two at once. (And a nursery
+    # that is cancelled when a child has failed raises both: that is no reason for the twin to try again.)
+    kinds = ONE_BY_ONE if is_tied else tuple(kind for kind in ANYWHERE if kind != "tried")
     different: list[Any] = []
     with recording():
         for seed in range(PROGRAMS // 2):

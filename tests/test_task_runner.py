@@ -120,9 +120,8 @@ async def test_at_most_so_many_bodies_run_and_all_places_are_used(colour: str) -
                 await anyio.sleep(0.001)
             await anyio.sleep(0.001)
 
-    kinds: list[Any] = {"async": [body], "sync": [body_sync], "nested flows": [nested]}.get(
-        colour, [body, body_sync, nested]
-    )
+    every: dict[str, list[Any]] = {"async": [body], "sync": [body_sync], "nested flows": [nested]}
+    kinds = every.get(colour, [body, body_sync, nested])
 
     async def main() -> None:
         for future in [kinds[number % len(kinds)].submit() for number in range(workers * 5)]:
@@ -396,47 +395,62 @@ def test_in_sync_code_a_chain_needs_one_place(place: Backend | None) -> None:
     assert in_sync_flow(place, main, workers=1) == 20
 
 
-@pytest.mark.parametrize("how", ["gather", "children not awaited", "nested flow", "direct call", "argument", "map"])
-async def test_with_one_place_whatever_waits_for_others_goes_on(how: str) -> None:
-    @task
-    async def leaf(value: Any = 0) -> Any:
-        await anyio.sleep(0.001)
-        return value
+@task
+async def leaf(value: Any = 0) -> Any:
+    await anyio.sleep(0.001)
+    return value
 
-    @task
-    async def waits() -> int:
-        return int(await leaf.submit(1))
 
-    @flow
-    async def inner() -> int:
-        return int(await leaf.submit(1)) + await waits.submit()
+@task
+async def waits() -> int:
+    return int(await leaf.submit(1))
 
-    @task
-    async def body() -> Any:
-        if how == "gather":
-            found: list[int] = []
 
-            async def wait() -> None:
-                found.append(await waits.submit())
+@flow
+async def inner() -> int:
+    return int(await leaf.submit(1)) + await waits.submit()
 
-            async with anyio.create_task_group() as group:
-                for _ in range(5):
-                    group.start_soon(wait)
-            return sum(found)
-        if how == "children not awaited":
-            for _ in range(3):
-                waits.submit()
-            return 5
-        if how == "nested flow":
-            return await inner() + await inner.submit() + 1
-        if how == "direct call":
-            return sum([await waits() for _ in range(5)])
-        if how == "argument":
-            return await leaf(leaf.submit(2)) + await leaf(await leaf.submit(3))
-        return sum(await leaf.map(leaf.map([1, 2, 2])))
 
+async def gathers() -> int:
+    found: list[int] = []
+
+    async def wait() -> None:
+        found.append(await waits.submit())
+
+    async with anyio.create_task_group() as group:
+        for _ in range(5):
+            group.start_soon(wait)
+    return sum(found)
+
+
+async def leaves_its_children() -> int:
+    for _ in range(3):
+        waits.submit()
+    return 5
+
+
+async def has_nested_flows() -> int:
+    return await inner() + await inner.submit() + 1
+
+
+async def calls() -> int:
+    return sum([await waits() for _ in range(5)])
+
+
+async def passes_futures() -> int:
+    passed: Any = leaf.submit(2)
+    return int(await leaf(passed)) + int(await leaf(await leaf.submit(3)))
+
+
+async def maps() -> int:
+    return sum(await leaf.map(leaf.map([1, 2, 2])))
+
+
+@pytest.mark.parametrize("body", [gathers, leaves_its_children, has_nested_flows, calls, passes_futures, maps])
+async def test_with_one_place_whatever_waits_for_others_goes_on(body: Any) -> None:
     async def main() -> Any:
-        first, second = body.submit(), body.submit()
+        waiting = task(body)
+        first, second = waiting.submit(), waiting.submit()
         return await first, await second, places_in_use()
 
     assert await in_flow(main, 1) == (5, 5, (0, 0))
@@ -493,7 +507,7 @@ async def test_bodies_wait_for_each_other_in_every_pattern() -> None:
 
 
 @pytest.mark.parametrize("how", ["future", "flow"])
-async def test_who_is_cancelled_while_waiting_for_a_place_holds_none(how: str) -> None:
+async def test_who_is_cancelled_while_waiting_for_a_place_holds_none(how: str) -> None:  # noqa: C901
     release = anyio.Event()
     holds = anyio.Event()
     began: list[int] = []
@@ -656,33 +670,34 @@ async def test_a_body_that_gave_up_waiting_counts_again(how: str) -> None:
     assert counter.most == 1
 
 
-async def test_a_wait_with_a_time_limit_takes_its_place_again() -> None:
-    counter = Counter()
+async def test_a_wait_with_a_time_limit_ends_in_time_although_its_place_is_taken() -> None:
+    """Who it waits for has the only place, until after the time limit."""
     ready = anyio.Event()
+    release = anyio.Event()
 
     @task
     async def slow() -> None:
-        with counter.body():
-            await anyio.sleep(0.05)
+        await release.wait()
 
     @task
-    async def impatient(box: list[RunFuture[Any]]) -> None:
+    async def impatient(box: list[RunFuture[Any]]) -> bool:
         await ready.wait()
-        await box[0].wait_async(0.01)
-        with counter.body():
-            await anyio.sleep(0.01)
+        found = await box[0].wait_async(0.01)
+        release.set()
+        return found
 
-    async def main() -> None:
+    async def main() -> bool:
         box: list[RunFuture[Any]] = []
         first = impatient.submit(quote(box))
-        await anyio.wait_all_tasks_blocked()  # it is the first to have the place
+        await anyio.wait_all_tasks_blocked()
         box.append(slow.submit())
         ready.set()
-        await first
+        found = bool(await first)
         await box[0]
+        await until_free()
+        return found
 
-    await in_flow(main, 1)
-    assert counter.most == 1
+    assert await in_flow(main, 1) is False
 
 
 async def test_deaf_bodies_keep_their_places_only_as_long_as_they_run(home: Any) -> None:
@@ -803,11 +818,11 @@ async def test_the_same_tag_inside_of_itself_does_not_deadlock(how: str, home: A
         if how == "direct":
             return 1 + await query(left - 1)
         if how == "nested flow":
-            return 1 + await inner(left - 1)
+            return 1 + await through_a_flow(left - 1)
         return 1 + await query.submit(left - 1)
 
     @flow
-    async def inner(left: int) -> int:
+    async def through_a_flow(left: int) -> int:
         return await query(left)
 
     @task(tags=["db"])

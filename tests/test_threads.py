@@ -631,3 +631,28 @@ def test_a_stuck_thread_does_not_keep_the_process(run_python: RunPython, backend
     began = time.monotonic()
     assert run_python(STUCK, backend).stdout == "left\n"
     assert time.monotonic() - began < 20
+
+
+def test_no_job_is_lost_when_a_worker_becomes_idle(home: Path) -> None:
+    """A worker that had just become idle stored its old "no job" over the one that it was being given."""
+    pool, lost = ThreadPool(4), []
+
+    def feed() -> None:
+        for number in range(400):
+            done = threading.Event()
+            pool.start(Job(copy_context(), lambda: None, done.set))
+            if not done.wait(5):
+                lost.append(number)
+                return
+
+    feeders = [threading.Thread(target=feed) for _ in range(8)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for feeder in feeders:
+            feeder.start()
+        for feeder in feeders:
+            feeder.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not lost

@@ -124,17 +124,6 @@ class Life:
         return "RunCancelledError" if error == CANCELLATION and self.is_submitted else error
 
 
-GROUPS_OF_CANCELLED_RUNS_ARE_LOST = True
-"""What the engine does not do right yet: such a run, returned, is a bare `RunCancelledError` (trees-6)."""
-
-
-def _as_returned(life: Life) -> Error:
-    assert life.outcome is not None
-    assert life.error is not None
-    is_cancelled = life.outcome.type == "CANCELLED"
-    return "RunCancelledError" if is_cancelled and GROUPS_OF_CANCELLED_RUNS_ARE_LOST else life.error
-
-
 class Tree:
     """All runs of one call, at a moment when nothing moves."""
 
@@ -201,7 +190,7 @@ class Tree:
 
     def _return(self, life: Life) -> None:
         """A flow that returns futures is what they are: all Completed, or the worst, Cancelled before Failed."""
-        errors = [_as_returned(kid) for kid in life.kids if kid.error is not None]
+        errors = [kid.error for kid in life.kids if kid.error is not None]
         if life.node.mode is not Mode.RETURN or not errors:
             self._end(life, COMPLETED)
             return

@@ -32,6 +32,9 @@ def cancel(run: Run, cause: Cause) -> bool:
     if run.host.here() and run.host.current_task() is not None:
         condemn(run, (run,), cause)
     else:
+        # At once, for a thread of the run's own that looks at its next checkpoint: the loop may be busy.
+        with ENDING:
+            run.cause = run.cause or cause
         # Also from a signal handler on the loop's own thread: only `post` wakes a loop that waits for its files.
         run.host.post(partial(condemn, run, (run,), cause))
     return True

@@ -86,7 +86,7 @@ class _Worker(threading.Thread):
             self.job = None
             job.run()
             job = None  # an idle thread keeps nothing alive
-            self.job = self.pool.next_job(self)
+            self.pool.go_next(self)
 
 
 class _Here(threading.local):
@@ -200,13 +200,13 @@ class ThreadPool:
 
     # --- for the workers
 
-    def next_job(self, worker: _Worker) -> Job | None:
-        """What a worker whose job has ended runs next; without anything it is idle."""
+    def go_next(self, worker: _Worker) -> None:
+        """Give a worker whose job has ended the next one; without any it is idle."""
         with self._lock:
-            job = self._next_in_line()
-            if job is None:
+            # Under the lock: an idle worker may be given a job at once, which nothing may then overwrite.
+            worker.job = self._next_in_line()
+            if worker.job is None:
                 self._idle.append(worker)
-            return job
 
     def retire(self, worker: _Worker) -> bool:
         """Let an idle worker end; false when it was just given a job."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from asyncflow._backend.base import RunScope
 from asyncflow._backend.inline import InlineCancelled
 from asyncflow._cancellation import must_stop
@@ -37,9 +39,18 @@ def ending_of_raised(run: Run, error: BaseException) -> Ending:
     if isinstance(error, InlineCancelled):  # a body in a worker thread stopped at a checkpoint
         message = _why_cancelled(run)
         return Ending(type=StateType.CANCELLED, message=message, error=RunCancelledError(message))
+    if run.cause is not None and _is_only_of_cancelled_runs(error):
+        return ending_of_cause(run)  # our own word coming back: a run below was told a moment earlier
     # A nursery that was cancelled while a child of it failed raises both: the failure is the body's answer.
     own = run.host.without_cancellations(error)
     return ending_of_error(error if own is None else own)._replace(error=error)
+
+
+def _is_only_of_cancelled_runs(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        leaves: Any = error.exceptions
+        return all(_is_only_of_cancelled_runs(each) for each in leaves)
+    return isinstance(error, RunCancelledError)
 
 
 def is_being_closed(run: Run, error: BaseException) -> bool:

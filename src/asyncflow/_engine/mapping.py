@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
 from types import AsyncGeneratorType
 from typing import Any, TypeVar, cast
@@ -76,8 +77,8 @@ class _Arguments:
 
 
 def _is_iterable(value: Any) -> bool:
-    if isinstance(value, str | bytes | bytearray | Unmapped):
-        return False
+    if isinstance(value, str | bytes | bytearray | Unmapped | io.IOBase) or hasattr(value.__class__, "model_fields"):
+        return False  # text, an open file and a pydantic model are one thing to most people
     return isinstance(value, Iterable | AsyncIterable)
 
 

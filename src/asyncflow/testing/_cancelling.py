@@ -53,8 +53,8 @@ async def cancel_everywhere(
     A suspension point is every place where the caller's task, or any task that began during the
     call, gives way to the loop. After each call this must hold: the call has ended, with the
     cancellation, a value or one of `raises`; the caller's next awaits raise nothing stray and
-    asyncio's `cancelling()` is what it was; no task is alive and no worker thread busy that was not
-    before; each run the store has of the call is final, was never Crashed, went through legal
+    asyncio's `cancelling()` is what it was; no task is alive, no worker thread busy and no place of a tag's
+    or a named limit taken that was not before; each run the store has of the call is final, was never Crashed, went through legal
     states and ended before its parent; nothing reached the loop's exception handler.
 
     It looks into the runtime in force, so a fast harness is one inside
@@ -132,13 +132,14 @@ class _Harness:
         return points, ending
 
     async def _call_and_look(self, points: Points) -> str:
-        tasks, busy = self.loop.tasks(), self.services.threads.busy
+        tasks, busy, taken = self.loop.tasks(), self.services.threads.busy, self._places_taken()
         how: Way | Act = partial(_act, self.how, points.target) if callable(self.how) else self.how
         outcome = await self.loop.call(self._call, how, points, self.timeout)
         if not outcome.ended:
             self._refuse(points, [f"it did not end within {self.timeout:g} seconds", *self._alive(tasks)])
         problems = list(self._of_ending(outcome, first=points.target == 0))
         problems += await self._left_behind(tasks, busy)
+        problems += self._still_taken(taken)
         rows = await self._rows()
         if self.usually_crash is None:
             self.usually_crash = crashed(rows)
@@ -207,6 +208,19 @@ class _Harness:
                 return found
             await _host().sleep(_THREAD_POLL)
         return [*found, f"{pool.busy - busy} of asyncflow's worker threads still run a job of it"]
+
+    def _places_taken(self) -> Counter[str]:
+        """Places that somebody has or waits for, and the names of limits in use."""
+        services = self.services
+        taken = Counter(
+            {f"places of the tag {tag!r}": each.in_use + each.waiting for tag, each in services.tag_limits.items()}
+        )
+        taken["named concurrency limits"] = len(services.limits.concurrency)  # a name is forgotten with its last use
+        return taken
+
+    def _still_taken(self, before: Counter[str]) -> list[str]:
+        more = self._places_taken() - before
+        return [f"{count} more {what} than before are taken or waited for" for what, count in more.items()]
 
     def _alive(self, tasks: set[Any]) -> list[str]:
         return [f"a task of it is alive: {self.loop.describe(task)}" for task in self.loop.tasks() - tasks]
