@@ -832,17 +832,29 @@ async def test_what_the_exception_handler_gets_is_found() -> None:
 
 
 async def test_a_busy_thread_is_found() -> None:
-    release = threading.Event()
-    calls: list[None] = []
+    release, begun = threading.Event(), threading.Event()
+    scopes: list[anyio.CancelScope] = []
 
     @task
     def deaf() -> None:
-        calls.append(None)
-        if len(calls) > 1:
+        begun.set()
+        if len(scopes) > 1:
             release.wait(LONG)
 
+    async def make() -> None:
+        begun.clear()
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            await deaf.acall()
+
+    async def once_its_thread_runs(_point: int) -> None:
+        while not begun.is_set():
+            await anyio.sleep(0.001)
+        scopes[-1].cancel()
+
     try:
-        assert "1 of asyncflow's worker threads still run a job of it" in await refused(deaf.acall)
+        text = await refused(make, how=once_its_thread_runs)
+        assert "1 of asyncflow's worker threads still run a job of it" in text
     finally:
         release.set()
 
@@ -872,7 +884,8 @@ async def test_a_crashed_run_is_found() -> None:
     @flow
     async def crashes() -> None:
         try:
-            await anyio.lowlevel.checkpoint()
+            for _ in range(3):  # a run may give way once before its body begins
+                await anyio.lowlevel.checkpoint()
         except BaseException:
             raise BaseExceptionOfOurs from None
 

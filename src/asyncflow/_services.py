@@ -32,3 +32,11 @@ class Services:
     """The places of the task bodies with a tag, for the tags that are limited."""
     outermost: WeakSet[Any] = field(default_factory=WeakSet[Any])
     """The live outermost runs: what is still open when the runtime closes is recorded Crashed."""
+
+    def live(self) -> list[Any]:
+        """The outermost runs, as of now; from any thread."""
+        while True:
+            try:
+                return list(self.outermost)
+            except RuntimeError:  # another thread has begun or ended one meanwhile
+                continue

@@ -54,7 +54,7 @@ def _find(flow_run_id: UUID | str) -> Run | None:
         wanted = parse_id(flow_run_id)
     except (ValueError, AttributeError, TypeError):
         return None  # the client says so
-    pending: list[Run] = [run for services in HOME.every_open() for run in list(services.outermost)]
+    pending: list[Run] = [run for services in HOME.every_open() for run in services.live()]
     while pending:
         run = pending.pop()
         if run.id == wanted and run.kind == FLOW:

@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
 from asyncflow._specs import FlowOptions, Kind, Options
 from asyncflow.declarations import Binds, Declaration
-from asyncflow.futures import FlowRunFuture, RunFuture
+from asyncflow.futures import FlowRunFuture
 from asyncflow.parameters import ParameterModel
 
 __all__ = ["Flow", "FlowDecorator", "flow"]
@@ -29,22 +29,16 @@ class Flow(Declaration[P, R_co]):
     def __init__(self, fn: Callable[P, R_co], /, **options: Unpack[FlowOptions]) -> None:
         super().__init__(fn, Options().changed(Kind.FLOW, options), _names_around())
 
+    # The function's own signature first, which editors show. A future may stand for any argument, anywhere
+    # inside it, which no type can say: such a call, and one with `wait_for`, is checked when it is made.
     @overload
     def submit(self: Flow[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> FlowRunFuture[T]: ...
     @overload
     def submit(self: Flow[P, T], /, *args: P.args, **kwargs: P.kwargs) -> FlowRunFuture[T]: ...
     @overload
-    def submit(
-        self: Flow[..., Coroutine[Any, Any, T]], first: RunFuture[Any], /, *args: Any, **kwargs: Any
-    ) -> FlowRunFuture[T]: ...
+    def submit(self: Flow[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any) -> FlowRunFuture[T]: ...
     @overload
-    def submit(self: Flow[..., T], first: RunFuture[Any], /, *args: Any, **kwargs: Any) -> FlowRunFuture[T]: ...
-    @overload
-    def submit(
-        self: Flow[..., Coroutine[Any, Any, T]], /, *args: Any, wait_for: Any, **kwargs: Any
-    ) -> FlowRunFuture[T]: ...
-    @overload
-    def submit(self: Flow[..., T], /, *args: Any, wait_for: Any, **kwargs: Any) -> FlowRunFuture[T]: ...
+    def submit(self: Flow[..., T], /, *args: Any, **kwargs: Any) -> FlowRunFuture[T]: ...
     def submit(self, /, *args: Any, **kwargs: Any) -> Any:
         """Start it now, in the task runner of the current flow run; gives its future at once.
 

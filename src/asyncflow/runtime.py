@@ -112,7 +112,7 @@ class Runtime:
         _open.discard(self)
         services, self._services = self._services, None
         if services is not None:
-            for run in list(services.outermost):  # of a loop that was stopped in the middle: nothing can end it now
+            for run in services.live():  # of a loop that was stopped in the middle: nothing can end it now
                 bury(run, "its runtime was closed before it ended")
             services.store.close()
 
@@ -166,7 +166,7 @@ class Runtime:
 
     def _submitted(self) -> list[Run]:
         services = self._services
-        return [] if services is None else [run for run in list(services.outermost) if run.is_hosted]
+        return [] if services is None else [run for run in services.live() if run.is_hosted]
 
     def _leave(self) -> None:
         token, self._token = self._token, None

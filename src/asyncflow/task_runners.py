@@ -16,7 +16,9 @@ class ConcurrentTaskRunner:
 
     `max_workers` bounds how many of these bodies run at once, first come, first served; None sets
     no bound. A body that waits for another run gives its place back and is first in line for the
-    next one, so that waiting can never use up all places. Each flow run has places of its own.
+    next one, so that waiting can never use up all places. One whose wait is cut short (by a
+    timeout of its own) goes on at once, without a place until one is free: one body more for that
+    time. Each flow run has places of its own. Calls are not counted: they run in their caller's place.
     """
 
     max_workers: int | None = None

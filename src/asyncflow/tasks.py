@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
 from asyncflow._specs import Kind, Options, TaskOptions
 from asyncflow.declarations import Binds, Declaration
-from asyncflow.futures import RunFuture, TaskFuture
+from asyncflow.futures import TaskFuture
 
 __all__ = ["Task", "TaskDecorator", "task"]
 
@@ -27,22 +27,16 @@ class Task(Declaration[P, R_co]):
     def __init__(self, fn: Callable[P, R_co], /, **options: Unpack[TaskOptions]) -> None:
         super().__init__(fn, Options().changed(Kind.TASK, options))
 
+    # The function's own signature first, which editors show. A future may stand for any argument, anywhere
+    # inside it, which no type can say: such a call, and one with `wait_for`, is checked when it is made.
     @overload
     def submit(self: Task[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
     @overload
     def submit(self: Task[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
     @overload
-    def submit(
-        self: Task[..., Coroutine[Any, Any, T]], first: RunFuture[Any], /, *args: Any, **kwargs: Any
-    ) -> TaskFuture[T]: ...
+    def submit(self: Task[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any) -> TaskFuture[T]: ...
     @overload
-    def submit(self: Task[..., T], first: RunFuture[Any], /, *args: Any, **kwargs: Any) -> TaskFuture[T]: ...
-    @overload
-    def submit(
-        self: Task[..., Coroutine[Any, Any, T]], /, *args: Any, wait_for: Any, **kwargs: Any
-    ) -> TaskFuture[T]: ...
-    @overload
-    def submit(self: Task[..., T], /, *args: Any, wait_for: Any, **kwargs: Any) -> TaskFuture[T]: ...
+    def submit(self: Task[..., T], /, *args: Any, **kwargs: Any) -> TaskFuture[T]: ...
     def submit(self, /, *args: Any, **kwargs: Any) -> Any:
         """Start it now, in the task runner of the current flow run; gives its future at once.
 

@@ -32,7 +32,7 @@ class _Signal(Signal):
 
     def set(self) -> None:
         self.is_set = True
-        if self._host.here():
+        if self._host.current_task() is not None and self._host.here():
             self._event.set()
         else:
             self._host.post(self._event.set)
@@ -100,7 +100,10 @@ class TrioHost(LoopHost):
         return False
 
     def current_task(self) -> object:
-        return trio.lowlevel.current_task()
+        try:
+            return trio.lowlevel.current_task()
+        except RuntimeError:  # between two steps: in a signal handler, in a callback
+            return None
 
     def is_cancellation(self, exc: BaseException) -> bool:
         # A nursery wraps what its children raise: a group of nothing but cancellations is one.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from asyncflow._backend.base import RunScope
 from asyncflow._backend.inline import InlineCancelled
@@ -48,8 +48,8 @@ def ending_of_raised(run: Run, error: BaseException) -> Ending:
 
 def _is_only_of_cancelled_runs(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
-        leaves: Any = error.exceptions
-        return all(_is_only_of_cancelled_runs(each) for each in leaves)
+        group: Any = cast("Any", error)
+        return all(_is_only_of_cancelled_runs(each) for each in group.exceptions)
     return isinstance(error, RunCancelledError)
 
 

@@ -53,9 +53,10 @@ async def cancel_everywhere(
     A suspension point is every place where the caller's task, or any task that began during the
     call, gives way to the loop. After each call this must hold: the call has ended, with the
     cancellation, a value or one of `raises`; the caller's next awaits raise nothing stray and
-    asyncio's `cancelling()` is what it was; no task is alive, no worker thread busy and no place of a tag's
-    or a named limit taken that was not before; each run the store has of the call is final, was never Crashed, went through legal
-    states and ended before its parent; nothing reached the loop's exception handler.
+    asyncio's `cancelling()` is what it was; no task is alive, no worker thread busy and no place of
+    a limited tag or name taken that was not before; each run the store has of the call is final,
+    was never Crashed, went through legal states and ended before its parent; nothing reached the
+    loop's exception handler.
 
     It looks into the runtime in force, so a fast harness is one inside
     `with Runtime(store=MemoryStore()):`. Nothing else may start tasks or runs there meanwhile. Calls in which threads
