@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from uuid import UUID
 
 import anyio
 
-from asyncflow import flow, task
+from asyncflow import flow, runtime, task
 
 TEN_MICROSECONDS = 10e-6
 
@@ -100,3 +101,72 @@ async def paced_tasks(count: int, interval: float) -> None:
     for number in range(count):
         await anyio.sleep_until(begin + number * interval)
         await noop()
+
+
+@flow
+async def tasks_submitted(count: int) -> None:
+    """All at once, in the flow's task runner; then each is awaited."""
+    futures = [noop.submit() for _ in range(count)]
+    for future in futures:
+        await future
+
+
+@flow
+async def threads_submitted(count: int) -> None:
+    """Sync tasks in worker threads, all at once."""
+    futures = [noop_sync.submit() for _ in range(count)]
+    for future in futures:
+        await future
+
+
+@task
+async def double(number: int) -> int:
+    """An item's run."""
+    return number * 2
+
+
+@flow(persist_result=False)
+async def items_streamed(count: int, limit: int) -> int:
+    """A sum over the results of a stream of runs."""
+    total = 0
+    async with double.map_stream(range(count), limit=limit) as results:
+        async for result in results:
+            total += result
+    return total
+
+
+class Sleepers:
+    """A flow whose children wait until they are cancelled, and what became of them."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.asleep = 0
+        self.all_asleep = anyio.Event()
+        self.last_finally = 0.0
+        self.run_id: UUID | None = None
+
+    async def _sleep(self) -> None:
+        self.asleep += 1
+        if self.asleep == self.count:
+            self.all_asleep.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.last_finally = time.perf_counter()
+
+    async def run(self, nested: bool) -> None:
+        """Submit them, in a nested flow or not, and wait."""
+        sleeping = task(self._sleep, name="sleeping")
+
+        @flow(name="sleepers")
+        async def start() -> None:
+            for _ in range(self.count):
+                sleeping.submit()
+
+        @flow(name="around")
+        async def around() -> None:
+            self.run_id = runtime.flow_run.id
+            await (start() if nested else start.fn())
+            await anyio.sleep_forever()
+
+        await around(return_state=True)

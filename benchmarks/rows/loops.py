@@ -75,6 +75,20 @@ async def task_group(scale: Scale) -> Sample:
     return await per_item(lambda: bodies.tasks_in_a_group(count), count)
 
 
+@row("submit of 20,000, then await all", reference="bare", budget={"*": 1.0, "trio": 1.6})
+async def submitted(scale: Scale) -> Sample:
+    """Each in a task of its own, with a future."""
+    count = scale.of(20_000, 5_000)
+    return await per_item(lambda: bodies.tasks_submitted(count), count)
+
+
+@row("map_stream of 20,000, at most 100 in flight", reference="bare")
+async def streamed(scale: Scale) -> Sample:
+    """Results as they come, in constant memory."""
+    count = scale.of(20_000, 5_000)
+    return await per_item(lambda: bodies.items_streamed(count, 100), count)
+
+
 @row("nested async flow run in sequence", reference="bare", budget={"*": 1.2, "trio": 1.6})
 async def nested_flows(scale: Scale) -> Sample:
     """Two records each: the flow run, and the task run that stands for it."""

@@ -30,6 +30,13 @@ async def acall(scale: Scale) -> Sample:
     return await per_item(lambda: bodies.threads_in_sequence(count), count)
 
 
+@row("sync task from an async flow (submit)", reference="to_thread")
+async def submitted_to_thread(scale: Scale) -> Sample:
+    """All at once, in at most 64 threads."""
+    count = scale.of(3_000, 500)
+    return await per_item(lambda: bodies.threads_submitted(count), count)
+
+
 @row("sync task in a sync flow", reference="bare", budget=0.2, backends=PROCESS)
 def sync_in_sync(scale: Scale) -> Sample:
     """On the calling thread: no loop is started."""
