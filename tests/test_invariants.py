@@ -1060,10 +1060,12 @@ async def nested_quick() -> int:
 @pytest.mark.parametrize("ending", ["returns", "raises"])
 async def test_invariant_08_starts_during_or_after_closing_are_refused(store: OrderedStore, ending: str) -> None:
     """Starts during or after closing are refused, from tasks, threads, eager tasks."""
-    attempts, closing, tried, ended = Attempts(), anyio.Event(), anyio.Event(), anyio.Event()
+    attempts = Attempts()
+    begun, closing, tried, ended = (anyio.Event() for _ in range(4))
 
     @task
     async def holds_it_open() -> None:
+        begun.set()
         try:
             if ending == "raises":
                 await anyio.sleep(LONG)
@@ -1088,7 +1090,7 @@ async def test_invariant_08_starts_during_or_after_closing_are_refused(store: Or
         async def main() -> None:
             group.start_soon(keeps_the_context)
             holds_it_open.submit()
-            await anyio.lowlevel.checkpoint()
+            await begun.wait()
             if ending == "raises":
                 raise LookupError
 

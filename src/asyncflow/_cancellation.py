@@ -102,6 +102,8 @@ def _deliver(run: Run, again: bool) -> None:
 
 
 def _begin_grace(root: Run, targets: Sequence[Run], cause: Cause) -> None:
+    if not root.host.here():
+        return  # a coroutine that is being closed somewhere: it waits for nothing
     services = root.services
     grace = services.settings.grace_seconds
     now = services.clock.monotonic()

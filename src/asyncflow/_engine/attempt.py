@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from asyncflow._backend.inline import InlineCancelled
-from asyncflow._cancellation import condemn, crash, watch_deadline
+from asyncflow._cancellation import bury, condemn, watch_deadline
 from asyncflow._engine.bodies import GENERATORS, consumed, elsewhere
 from asyncflow._engine.endings import Carried, ending_of_raised, ending_of_scope, is_being_closed
 from asyncflow._engine.inputs import states_of_futures
@@ -97,7 +97,7 @@ async def _join(run: Run) -> None:
     for child in list(run.children or ()):
         if child.stream is not None:  # one that is still open is closed, not waited for
             child.stream.stop()
-    _bury(run)
+    _end_abandoned(run)
     signal = run.drained = run.host.signal()
     if not run.is_alone:  # the last one may have left before it could see the signal
         await blocked(run.host, run, signal)
@@ -109,15 +109,14 @@ async def _tear_down(run: Run, error: BaseException) -> None:
     if is_being_closed(run, error):
         _condemn_children(run, error)
         return
-    _bury(run)
+    _end_abandoned(run)
     signal = run.drained = run.host.signal()
     _condemn_children(run, error)
     if run.is_alone:
         return
     held_back = await run.host.settle(signal, run.services.settings.grace_seconds * _NET)
     for lost in list(run.children or ()):  # of a host that is gone, with its timers
-        crash(lost, "its event loop ended before it did")
-        lost.unlink()
+        bury(lost, "its event loop ended before it did")
     if held_back is not None and not run.host.is_cancellation(error):
         raise held_back from error  # the caller was cancelled meanwhile: that wins
 
@@ -164,10 +163,9 @@ def _stop_companions(run: Run) -> None:
         companion.stop()
 
 
-def _bury(run: Run) -> None:
+def _end_abandoned(run: Run) -> None:
     """End the open children whose host is the very task that looks: their frames are gone, or nobody drives them."""
     here = run.host.current_task()
     for child in list(run.children or ()):
         if child.task is here and child.stream is None:
-            crash(child, "it was abandoned before it ended")
-            child.unlink()
+            bury(child, "it was abandoned before it ended")

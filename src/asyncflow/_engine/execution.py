@@ -56,15 +56,21 @@ async def execute(run: Run) -> None:
             raise
         run.error = error
     finally:
-        if run.is_hosted:
-            run.leave_places()  # of the queue, when it never began
-            conclude(run)
-        run.is_settled = True
-        try:
-            if run.waiters is not None:
-                run.settle()
-        finally:
-            run.unlink()
+        _let_go(run)
+
+
+def _let_go(run: Run) -> None:
+    """Have everybody who waits for a run go on: for its places, for its outcome, for its end."""
+    if run.places is not None:
+        run.leave_places()  # it was stopped before its body could begin
+    if run.is_hosted:
+        conclude(run)
+    run.is_settled = True
+    try:
+        if run.waiters is not None:
+            run.settle()
+    finally:
+        run.unlink()
 
 
 async def _attempts(run: Run) -> Ending:
@@ -85,10 +91,10 @@ async def _attempts(run: Run) -> Ending:
             return ending_of_cause(run)
         ending = await attempt(run)
         try:
-            if not _may_try_again(run, ending, asked):
+            if ending.type is not StateType.FAILED:
                 return ending
-            if not await allows_retry(run, _state_of(run, ending)):
-                return ending._replace(facts={"retriable": False})
+            if last := await _last_word(run, ending, asked):
+                return last
             delay = _delay(run)
             now = services.clock.now()
             run.enter(StateType.SCHEDULED, now, name="AwaitingRetry", message=ending.message, facts=_until(now + delay))
@@ -109,16 +115,17 @@ def _begin(run: Run) -> None:
         run.begin(now)
 
 
-def _may_try_again(run: Run, ending: Ending, asked: int) -> bool:
-    if (
-        ending.type is not StateType.FAILED
-        or run.is_final
-        or run.run_count > run.spec.options.retries
-        or run.cause is not None
-    ):
-        return False
-    # A body may answer its caller's cancellation with an exception: the caller wants no more of it.
-    return run.host.cancels_asked() <= asked or _is_ambiguous(ending)
+async def _last_word(run: Run, ending: Ending, asked: int) -> Ending | None:
+    """The ending of a run whose attempt failed; None when there is to be another attempt."""
+    if run.is_final or run.run_count > run.spec.options.retries:
+        return ending
+    if run.host.cancels_asked() > asked and not _is_ambiguous(ending):
+        return ending  # it answered its caller's cancellation with an exception: the caller wants no more of it
+    if run.cause is not None:
+        return ending_of_cause(run)  # it failed on its own, and is not tried again because it was cancelled
+    if not await allows_retry(run, _state_of(run, ending)):
+        return ending._replace(facts={"retriable": False})
+    return None
 
 
 def _is_ambiguous(ending: Ending) -> bool:
