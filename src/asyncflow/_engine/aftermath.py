@@ -6,7 +6,6 @@ from pathlib import Path
 from types import TracebackType
 
 from asyncflow._cancellation import end_tree
-from asyncflow._engine.endings import is_being_closed
 from asyncflow._engine.hooks import run_hooks
 from asyncflow._run import Run
 from asyncflow._unseen import keep_if_failed, warn_of_unseen
@@ -24,8 +23,8 @@ async def follow_up(run: Run) -> None:
     if run.unseen is not None:
         warn_of_unseen(run)
     services, host, type_ = run.services, run.host, run.status.type
-    if run.error is not None and is_being_closed(run, run.error):
-        return
+    if isinstance(run.error, GeneratorExit):
+        return  # the coroutine is being closed: it must not wait for anything
     settings = services.settings
     held_back: BaseException | None = None
     if run.parent is None or run.spec.options.durability == "task":

@@ -13,7 +13,7 @@ from typing import Any
 from asyncflow._backend.inline import InlineCancelled
 from asyncflow._cancellation import bury, condemn, watch_deadline
 from asyncflow._engine.bodies import GENERATORS, consumed, elsewhere
-from asyncflow._engine.endings import Carried, ending_of_raised, ending_of_scope, is_being_closed
+from asyncflow._engine.endings import Carried, ending_of_raised, ending_of_scope
 from asyncflow._engine.inputs import states_of_futures
 from asyncflow._engine.reaching import needs_scope
 from asyncflow._outcomes import blocked
@@ -106,7 +106,8 @@ async def _join(run: Run) -> None:
 async def _tear_down(run: Run, error: BaseException) -> None:
     """Cancel and wait for what a body that raised has left."""
     _stop_companions(run)
-    if is_being_closed(run, error):
+    if isinstance(error, GeneratorExit):
+        # The coroutine is being closed: it must not wait. (A body that raises one itself looks the same.)
         _condemn_children(run, error)
         return
     _end_abandoned(run)

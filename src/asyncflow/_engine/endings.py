@@ -16,7 +16,7 @@ from asyncflow.logs import library_logger
 from asyncflow.serializers import encode
 from asyncflow.states import StateType
 
-__all__ = ["Carried", "ending_of_cause", "ending_of_raised", "ending_of_scope", "finish", "is_being_closed"]
+__all__ = ["Carried", "ending_of_cause", "ending_of_raised", "ending_of_scope", "finish"]
 
 _BY_CALLER = "cancelled by its caller"
 
@@ -51,16 +51,6 @@ def _is_only_of_cancelled_runs(error: BaseException) -> bool:
         group: Any = cast("Any", error)
         return all(_is_only_of_cancelled_runs(each) for each in group.exceptions)
     return isinstance(error, RunCancelledError)
-
-
-def is_being_closed(run: Run, error: BaseException) -> bool:
-    """Whether the run's coroutine is being closed, by hand or by the garbage collector, and must not wait any more.
-
-    A body may raise GeneratorExit itself; then it is its own task that runs.
-    """
-    if not isinstance(error, GeneratorExit):
-        return False
-    return run.stream is not None or not run.host.here() or run.host.current_task() is not run.task
 
 
 def _why_cancelled(run: Run) -> str:
