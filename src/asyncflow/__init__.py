@@ -2,6 +2,7 @@
 
 from asyncflow import exceptions, runtime, states
 from asyncflow._engine.checkpoints import checkpoint
+from asyncflow._engine.map_stream import MapStream
 from asyncflow._engine.streams import Stream
 from asyncflow._engine.sync_streams import SyncStream
 from asyncflow.client import Client, get_client
@@ -27,6 +28,7 @@ __all__ = [
     "FlowRunFuture",
     "FutureList",
     "LogRecord",
+    "MapStream",
     "Runtime",
     "Settings",
     "State",

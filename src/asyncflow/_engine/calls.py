@@ -25,6 +25,7 @@ __all__ = [
     "call_sync",
     "deliver",
     "limit_by_tags",
+    "make_outermost",
     "open_run",
     "tags_for",
 ]
@@ -84,7 +85,7 @@ def call_sync(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], 
     try:
         # Few frames: a hundred runs nested in each other must fit into Python's thousand.
         if before is None:
-            run = _make_outermost(home.in_force() or home.open_default(), owner, spec, arguments)
+            run = make_outermost(home.in_force() or home.open_default(), owner, spec, arguments)
         else:
             run = _child(before, owner, spec, arguments)
         if keywords.wait_for is not None:
@@ -120,10 +121,11 @@ async def _outermost(home: Home, owner: object, spec: Spec, arguments: dict[str,
     services = home.in_force()
     if services is None:
         services = await host_here(_CLOCK).run_blocking(home.open_default)
-    return _make_outermost(services, owner, spec, arguments)
+    return make_outermost(services, owner, spec, arguments)
 
 
-def _make_outermost(services: Services, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:
+def make_outermost(services: Services, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:
+    """A run that no other run is around, on this thread's host."""
     host = host_here(services.clock)
     run = Run(spec, arguments, parent=None, host=host, services=services, owner=owner, tags=tags_for(spec))
     if services.tag_limits:

@@ -10,7 +10,7 @@ from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
 from asyncflow._backend.portal import on_portal
 from asyncflow._cancellation import bury, outermost_of
-from asyncflow._engine.calls import Home, limit_by_tags, tags_for
+from asyncflow._engine.calls import Home, limit_by_tags, make_outermost, tags_for
 from asyncflow._engine.checkpoints import check_call
 from asyncflow._engine.endings import finish
 from asyncflow._engine.execution import execute
@@ -64,11 +64,7 @@ def _outermost(home: Home, owner: object, spec: Spec, arguments: dict[str, Any])
     services = home.explicit()
     if services is None:
         raise NoRuntimeError(getattr(spec.fn, "__name__", spec.name))
-    host = host_here(services.clock)
-    run = Run(spec, arguments, parent=None, host=host, services=services, owner=owner, tags=tags_for(spec))
-    if services.tag_limits:
-        limit_by_tags(run)
-    return run
+    return make_outermost(services, owner, spec, arguments)
 
 
 def _child(parent: Run, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:

@@ -71,7 +71,8 @@ class SyncCallOnEventLoopError(AsyncflowError, RuntimeError):
         super().__init__(
             f"{kind} {function!r} is a plain function, and calling it here would block the running "
             f"event loop until it returns. Write instead:\n"
-            f"    await {function}.acall(...)        # runs the body in a worker thread"
+            f"    await {function}.acall(...)        # runs the body in a worker thread\n"
+            f"    future = {function}.submit(...)    # the same, and goes on here at once"
         )
 
 
