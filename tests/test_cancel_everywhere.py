@@ -218,7 +218,7 @@ async def retried() -> list[int]:
     with anyio.move_on_after(0.001):
         await asleep()
     state = await late(return_state=True)
-    assert state.name == "TimedOut"
+    assert state.name in ("TimedOut", "Cancelled")  # the latter when all of it was cancelled as its time was over
     return await together(quick(0), sync_flow.acall(1), nested(2))
 
 

@@ -374,7 +374,8 @@ class JumpingLoop(asyncio.SelectorEventLoop):
 
 def eager_jumping_loop() -> JumpingLoop:
     loop = JumpingLoop()
-    loop.set_task_factory(asyncio.eager_task_factory)
+    if sys.version_info >= (3, 12):
+        loop.set_task_factory(asyncio.eager_task_factory)
     return loop
 
 

@@ -437,11 +437,16 @@ def test_a_coroutine_that_is_closed_is_crashed(home: Path) -> None:
 
 def test_the_lock_of_endings_is_free_again() -> None:
     """An interrupt that left it locked would stop every other thread of the process, here of all later tests."""
-    free = threading.Thread(target=lambda: ENDING.acquire(timeout=5) and (freed.append(True), ENDING.release()))
     freed: list[bool] = []
-    free.start()
-    free.join()
-    assert freed
+
+    def take() -> None:
+        freed.append(ENDING.acquire(timeout=5))
+        ENDING.release()
+
+    other = threading.Thread(target=take)
+    other.start()
+    other.join()
+    assert freed == [True]
 
 
 def test_what_a_closed_coroutine_started_is_told(home: Path) -> None:

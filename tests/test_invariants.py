@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
@@ -1028,7 +1029,7 @@ class Attempts:
         for name, submit in submits.items():
             self.note(f"{when}: {name}", submit)
         await anyio.to_thread.run_sync(self.from_a_thread, f"{when}, in a thread")
-        if not on_trio() and hasattr(asyncio, "eager_task_factory"):
+        if sys.version_info >= (3, 12) and not on_trio():
             loop = asyncio.get_running_loop()
             await asyncio.Task(self._note(f"{when}: eager", quick), loop=loop, eager_start=True)
         with detached():

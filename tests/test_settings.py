@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asyncflow import Runtime, Settings, flow
@@ -109,6 +109,7 @@ def test_a_keyword_that_is_no_setting_is_a_type_error(tmp_path: Path) -> None:
 texts = st.text() | st.integers().map(str) | st.floats().map(str) | st.sampled_from(["normal", "on", "WARNING"])
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # its first import on a busy machine
 @given(st.dictionaries(st.sampled_from(["ASYNCFLOW_" + name.upper() for name in Settings.__annotations__]), texts))
 def test_any_environment_gives_settings_or_names_a_variable_of_it(environ: dict[str, str]) -> None:
     try:

@@ -211,9 +211,9 @@ async def test_what_a_submit_refuses_at_once() -> None:
     @flow
     async def main() -> None:
         with pytest.raises(TypeError, match=r"future\.state"):
-            give.submit(1, return_state=True)  # type: ignore[call-overload]
+            give.submit(1, return_state=True)
         with pytest.raises(TypeError, match="argument"):
-            give.submit(1, 2)  # type: ignore[call-overload]
+            give.submit(1, 2)
         with pytest.raises(TypeError, match=r"items\.stream"):
             items.submit()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import TracebackType
 
 from asyncflow._cancellation import end_tree
@@ -14,7 +13,7 @@ from asyncflow.states import StateType
 
 __all__ = ["conclude", "follow_up"]
 
-_ENGINE = str(Path(__file__).parent)
+_ENGINE = __file__.removesuffix("aftermath.py")
 _TEARING = (StateType.CANCELLED, StateType.CRASHED)
 
 
