@@ -62,7 +62,7 @@ POLL = 0.0005
 TICKS = 3
 
 # What the engine does not do right yet, and so is left out of the trees.
-THREADS_STOP_BEFORE_THEIR_CALLERS = False
+THREADS_STOP_BEFORE_THEIR_CALLERS = True
 """A sync run called from async code stops before its caller is told, who takes that for a failure (trees-7)."""
 OLD_GROUPS_LEAVE_CANCELS = sys.version_info < (3, 13)
 """A failed `asyncio.TaskGroup` leaves `cancelling()` at 1, which our deadline takes for the caller's (trees-3)."""

@@ -117,12 +117,10 @@ def _begin(run: Run) -> None:
 
 async def _last_word(run: Run, ending: Ending, asked: int) -> Ending | None:
     """The ending of a run whose attempt failed; None when there is to be another attempt."""
-    if run.is_final or run.run_count > run.spec.options.retries:
+    if run.is_final or run.cause is not None or run.run_count > run.spec.options.retries:
         return ending
     if run.host.cancels_asked() > asked and not _is_ambiguous(ending):
         return ending  # it answered its caller's cancellation with an exception: the caller wants no more of it
-    if run.cause is not None:
-        return ending_of_cause(run)  # it failed on its own, and is not tried again because it was cancelled
     if not await allows_retry(run, _state_of(run, ending)):
         return ending._replace(facts={"retriable": False})
     return None
