@@ -153,7 +153,7 @@ async def test_no_more_than_the_limit_are_in_flight(kind: str, ordered: bool) ->
         return [each async for each in work.map_stream(source_of(kind, range(50)), limit=7, ordered=ordered)]
 
     assert sorted(await main()) == list(range(50))
-    assert gauge.most == 7
+    assert 1 < gauge.most <= 7  # how near it comes to the limit is a matter of turns of the loop
 
 
 @EITHER_ORDER
