@@ -155,8 +155,7 @@ class Runtime:
         host = host_here(self._clock)
         try:
             while not failed and (left := self._submitted()):
-                for run in left:
-                    await wait_settled(run, host, None)
+                await _wait_for_all(left, host)
         finally:
             left = self._submitted()
             for run in left:
