@@ -96,6 +96,13 @@ def blockbuster() -> Iterator[BlockBuster]:
         yield blocker
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_being_handled() -> Iterator[None]:
+    """No test may leave an exception that becomes the context of every later one on its thread."""
+    yield
+    assert sys.exception() is None
+
+
 class RunPython(Protocol):
     """Runs Python in a fresh process and gives what became of it."""
 

@@ -368,6 +368,15 @@ def open_rows(home: Path) -> list[tuple[Any, ...]]:
 BATCH = 50
 
 
+def in_a_frame_of_its_own(once: Callable[[], object]) -> Iterator[object]:
+    """Runs `once` where what it leaves behind as "being handled" is dropped with the generator.
+
+    Only a trace function can raise at the `return` of an `except` block, after CPython has ended the
+    block and before it has left it: the block's exception then stays the context of all that follow.
+    """
+    yield once()
+
+
 def interrupt_everywhere(root: Path, once: Callable[[], object]) -> int:
     """Run `once` again and again, interrupted one line later each time; gives the number of lines."""
     once()  # what is imported and compiled at first use is there
@@ -382,7 +391,7 @@ def interrupt_everywhere(root: Path, once: Callable[[], object]) -> int:
                 came_out = "nothing"
                 try:
                     with trap:
-                        once()
+                        next(in_a_frame_of_its_own(once))
                 except BaseException as error:
                     came_out = repr(innermost(error))
                 if came_out != ("nothing" if trap.where is None else f"KeyboardInterrupt({trap.where!r})"):
