@@ -1,6 +1,6 @@
-"""SIGKILL of the main job at random moments: nothing that was acknowledged is lost, nothing is torn.
+"""SIGKILL at random moments: nothing that was acknowledged is lost, nothing is torn.
 
-`KILLS=50 pytest tests/test_kill.py` runs it as often as a release wants.
+`KILLS=200 pytest tests/test_kill.py` (nox -s crash) is as often as a release wants.
 """
 
 from __future__ import annotations
@@ -13,15 +13,55 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.crash.harness import Template, check_home, template
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "weather.py"
-KILLS = int(os.environ.get("KILLS", "4"))
+KILLS = int(os.environ.get("KILLS", "40"))
+JOB_KILLS = max(4, KILLS // 8)
 LONGEST = 1.5
+KILLS_OF_ONE_HOME = 6
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX's")
+
+
+# --- flows, nested flows and tasks of every durability ---------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Template]:
+    with template(tmp_path_factory.mktemp("template")) as made:
+        yield made
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio", "sync"])
+@pytest.mark.timeout(60 + KILLS * 4)
+def test_whatever_was_acknowledged_before_a_kill_is_on_disk(
+    children: Template, tmp_path: Path, backend: str
+) -> None:
+    """The same homes are used again after a kill, so what earlier processes acknowledged is looked for as well."""
+    acknowledged: dict[str, str] = {}
+    total = 0
+    for number in range(-(-KILLS // 3)):
+        home = tmp_path / f"home-{number // KILLS_OF_ONE_HOME}"
+        if not home.exists():
+            acknowledged = {}
+        child = children.start("run_without_end", home, backend)
+        # As often within what opening takes as after it.
+        child.hear("never", within=random.choice([random.uniform(0, 0.03), random.uniform(0.03, 0.4)]))
+        child.kill()
+        assert child.end() == -signal.SIGKILL
+        acknowledged |= child.acknowledged
+        total += len(child.acknowledged)
+        check_home(home, acknowledged)
+    assert total > KILLS
+
+
+# --- the main job, as its user starts it ------------------------------------------------------------
 
 
 def start(home: Path, folder: Path) -> subprocess.Popen[bytes]:
@@ -34,10 +74,10 @@ def start(home: Path, folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.mark.timeout(60 + KILLS * 10)
+@pytest.mark.timeout(60 + JOB_KILLS * 10)
 def test_a_killed_main_job_loses_nothing_acknowledged_and_tears_nothing(tmp_path: Path, home: Path) -> None:
     acknowledged = 0
-    for number in range(KILLS):
+    for number in range(JOB_KILLS):
         process = start(home, tmp_path)
         if number:  # the first one ends by itself
             time.sleep(random.uniform(0.1, LONGEST))

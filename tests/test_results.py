@@ -12,10 +12,11 @@ from uuid import UUID
 
 import pytest
 
-from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, TASK, RunRow
+from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, TASK, CachedRow, RunRow
 from asyncflow.exceptions import MissingResultError, StoreError
 from asyncflow.ids import new_id
-from asyncflow.results import MOST_IN_ROW, FileResults
+from asyncflow.results import DictStorage, FileResults, FolderStorage
+from asyncflow.results.files import MOST_IN_ROW
 from asyncflow.states import StateType
 from tests.contracts.recordables import read_result, run_row
 from tests.contracts.recordables import write_results as write
@@ -193,7 +194,7 @@ def test_what_a_killed_process_left_is_no_hindrance(results: FileResults, home: 
     (folder(home, row.id) / ".result.json.tmp").write_text("half a val")
     (stored,) = write(results, [(row.id, row)])
     assert read_result(results, stored) == LARGE
-    assert files(home) == ["result.json"]
+    assert files(home) == [".result.json.tmp", "result.json"]
 
 
 def test_a_folder_that_was_removed_is_made_again(results: FileResults, home: Path) -> None:
@@ -262,3 +263,197 @@ def test_files_are_private(results: FileResults, home: Path) -> None:
     write(results, [(new_id(), run_row())])
     for path in home.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+# --- cached values ---------------------------------------------------------------------------
+
+
+def cached_row(key: str = "a/../b", result: str | None = '{"n":1}') -> CachedRow:
+    return CachedRow(key, "shop.fetch", new_id(), created=1, expires=None, result=result, result_file=None)
+
+
+@pytest.mark.parametrize("key", ["plain", "../../etc/passwd", "/abs", "%2e%2e", "nul\0", "k" * 5000, "half \ud83d", ""])
+def test_a_cached_value_is_a_file_named_by_its_keys_digest(results: FileResults, home: Path, key: str) -> None:
+    stored = results.write_cached(cached_row(key))
+    assert stored.result is None
+    cited = json.loads(stored.result_file or "")
+    digest = hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()
+    assert cited == {
+        "path": f"results/cache/{digest}.json",
+        "sha256": hashlib.sha256(b'{"n":1}').hexdigest(),
+        "size": 7,
+    }
+    assert (home / cited["path"]).read_text() == '{"n":1}'
+    assert files(home) == [f"{digest}.json"]
+    assert read_result(results, stored) == '{"n":1}'
+    again = results.write_cached(cached_row(key, "2"))
+    assert read_result(results, again) == "2"
+    assert files(home) == [f"{digest}.json"]
+
+
+def test_a_cached_row_without_a_value_stays_as_it_is(results: FileResults, home: Path) -> None:
+    row = cached_row(result=None)
+    assert results.write_cached(row) is row
+    assert files(home) == []
+
+
+def test_a_cached_value_that_is_gone_or_changed_is_not_believed(results: FileResults, home: Path) -> None:
+    row = results.write_cached(cached_row())
+    path = home / json.loads(row.result_file or "")["path"]
+    path.write_text('{"n":2}')
+    with pytest.raises(StoreError, match="checksum"):
+        read_result(results, row)
+    path.unlink()
+    with pytest.raises(MissingResultError, match=f"{UUID(bytes=row.run_id)}.*is gone"):
+        read_result(results, row)
+
+
+def test_a_cached_value_that_cannot_be_written_is_an_error(results: FileResults, home: Path) -> None:
+    (home / "results").touch()
+    with pytest.raises(StoreError, match="writing a result"):
+        results.write_cached(cached_row())
+
+
+# --- deleting --------------------------------------------------------------------------------
+
+
+def test_the_files_of_deleted_runs_are_deleted_and_no_others(results: FileResults, home: Path) -> None:
+    gone, kept = run_row(result=LARGE), run_row(result=LARGE)
+    for root in (gone, kept):
+        write(results, [(root.id, root), (root.id, run_row(result=LARGE)), (root.id, run_row())])
+    cached = [results.write_cached(cached_row(key)) for key in ("x", "y")]
+    results.delete([gone.id, new_id()], cached[:1])
+    assert not folder(home, gone.id).exists()
+    assert len(list(folder(home, kept.id).iterdir())) == 3
+    assert read_result(results, cached[1]) == '{"n":1}'
+    with pytest.raises(MissingResultError):
+        read_result(results, cached[0])
+    (stored,) = write(results, [(gone.id, gone)])  # its folder is made again
+    assert read_result(results, stored) == LARGE
+
+
+def test_a_cached_value_that_was_replaced_meanwhile_stays(results: FileResults) -> None:
+    former = results.write_cached(cached_row("key", "1"))
+    newer = results.write_cached(cached_row("key", "2"))
+    results.delete([], [former])
+    assert read_result(results, newer) == "2"
+
+
+def test_deleting_follows_no_link(results: FileResults, home: Path) -> None:
+    outside = home.parent / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("kept")
+    linked, inside = run_row(result=LARGE), run_row(result=LARGE)
+    write(results, [(inside.id, inside)])
+    (folder(home, inside.id) / "link").symlink_to(outside)
+    folder(home, linked.id).symlink_to(outside)
+    results.delete([linked.id, inside.id])
+    assert (outside / "precious").read_text() == "kept"
+    assert list((home / "results").iterdir()) == []
+    (home / "results").rmdir()
+    (home / "results").symlink_to(outside)
+    (outside / str(UUID(bytes=inside.id))).mkdir()
+    results.delete([inside.id])
+    assert len(list(outside.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "path", ["results", "results/../asyncflow.db", "asyncflow.db", "/etc/hostname", "results/a/../../x", "", "locks/x"]
+)
+def test_only_what_is_inside_of_the_results_is_deleted_or_read(home: Path, path: str) -> None:
+    (home / "results" / "a").mkdir(parents=True)
+    (home / "asyncflow.db").touch()
+    folder = FolderStorage(home)
+    with pytest.raises(PermissionError, match="not inside"):
+        folder.delete(path)
+    with pytest.raises(PermissionError, match="not inside"):
+        folder.read(path)
+    assert (home / "asyncflow.db").exists()
+    assert (home / "results" / "a").exists()
+
+
+def test_deleting_raises_nothing(results: FileResults, home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    results.delete([new_id()], [cached_row(), cached_row()._replace(result_file="{no json")])
+    (home / "results").touch()
+    results.delete([new_id()], [results_row := cached_row()._replace(result_file='{"sha256":"0"}')])
+    assert results_row.result_file
+    assert "could not be deleted" in caplog.text
+
+
+# --- a storage of the user's own -------------------------------------------------------------
+
+
+@pytest.fixture
+def storage(home: Path) -> DictStorage:
+    home.mkdir(0o700, exist_ok=True)
+    return DictStorage("bucket")
+
+
+def test_large_and_cached_values_can_live_elsewhere(home: Path, storage: DictStorage) -> None:
+    results = FileResults(home, storage=storage)
+    root, below, small = run_row(result=LARGE), run_row(result=LARGE), run_row(result="1")
+    stored = write(results, [(root.id, root), (root.id, below), (root.id, small)])
+    cached = results.write_cached(cached_row())
+    assert files(home) == ["tasks.jsonl"]  # copies for people are files whatever the storage is
+    assert [read_result(results, row) for row in (*stored, cached)] == [LARGE, LARGE, "1", '{"n":1}']
+    cited = json.loads(stored[1].result_file or "")
+    assert cited["storage"] == "bucket"
+    assert set(storage.data) == {
+        f"results/{UUID(bytes=root.id)}/result.json",
+        f"results/{UUID(bytes=root.id)}/{UUID(bytes=below.id)}.json",
+        json.loads(cached.result_file or "")["path"],
+    }
+    results.delete([root.id], [cached])
+    assert storage.data == {}
+    assert files(home) == []
+
+
+def test_a_storage_that_is_not_there_is_named(home: Path, storage: DictStorage) -> None:
+    row = results_row = run_row(result=LARGE)
+    (row,) = write(FileResults(home, storage=storage), [(results_row.id, results_row)])
+    for other in (FileResults(home), FileResults(home, storage=DictStorage("other"))):
+        with pytest.raises(StoreError, match="storage 'bucket'"):
+            read_result(other, row)
+
+
+def test_what_was_written_before_there_was_a_storage_is_read(
+    results: FileResults, home: Path, storage: DictStorage
+) -> None:
+    assert read_result(FileResults(home, storage=storage), large(results)) == LARGE
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ConnectionError("no route"), RuntimeError("odd")])
+def test_whatever_a_storage_raises_is_a_store_error(home: Path, error: Exception) -> None:
+    class Broken(DictStorage):
+        def read(self, path: str) -> bytes:
+            raise error
+
+        def write(self, path: str, data: bytes) -> None:
+            if is_broken:
+                raise error
+            super().write(path, data)
+
+        def delete(self, path: str) -> None:
+            raise error
+
+    row, is_broken = run_row(result=LARGE), True
+    results = FileResults(home, storage=Broken("bucket"))
+    with pytest.raises(StoreError, match=r"Input/output error|no route|odd"):
+        write(results, [(row.id, row)])
+    is_broken = False
+    (stored,) = write(results, [(row.id, row)])
+    with pytest.raises(StoreError, match=r"Input/output error|no route|odd"):
+        read_result(results, stored)
+    results.delete([row.id], [cached_row()._replace(result_file='{"sha256":"0"}')])
+
+
+def test_a_value_that_a_storage_changed_is_not_believed(home: Path, storage: DictStorage) -> None:
+    results = FileResults(home, storage=storage)
+    row = large(results)
+    (path,) = storage.data
+    storage.data[path] = storage.data[path][:-1] + b" "
+    with pytest.raises(StoreError, match="checksum"):
+        read_result(results, row)
+    storage.data.clear()
+    with pytest.raises(MissingResultError):
+        read_result(results, row)

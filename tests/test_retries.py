@@ -358,10 +358,11 @@ def test_an_async_condition_works_without_a_loop() -> None:
 # --- with others ------------------------------------------------------------------------------------
 
 
-async def test_a_flow_that_is_retried_runs_its_tasks_again() -> None:
+@pytest.mark.parametrize(("persist", "count"), [(None, 1), (False, 2)])
+async def test_a_flow_that_is_retried_runs_again_what_is_not_kept(persist: bool | None, count: int) -> None:
     flaky = Flaky(1)
 
-    @task
+    @task(persist_result=persist)
     async def part() -> None: ...
 
     @flow(retries=1)
@@ -371,7 +372,7 @@ async def test_a_flow_that_is_retried_runs_its_tasks_again() -> None:
 
     assert await main() == 2
     runs = await get_client().read_task_runs(flow_run_id=(await get_client().read_flow_runs())[0].id)
-    assert len(runs) == 2
+    assert [run.run_count for run in runs] == [count]
 
 
 async def test_an_attempt_begins_when_the_children_of_the_last_one_are_gone(anyio_backend_name: str) -> None:

@@ -20,6 +20,8 @@ def test_the_defaults() -> None:
     assert settings.home == Path(".asyncflow")
     assert settings.parameters_limit == 512 * 1024
     assert (settings.synchronous, settings.persist_results_by_default) == ("full", True)
+    assert (settings.retention_days, settings.retention_runs, settings.retention_bytes) == (30, 0, 4 * 1024**3)
+    assert settings.upkeep_seconds == 1
 
 
 def test_variables_come_before_defaults_and_keywords_before_variables() -> None:
@@ -46,6 +48,10 @@ def test_variables_come_before_defaults_and_keywords_before_variables() -> None:
         ("MAX_THREADS", "7", 7),
         ("QUEUE_LIMIT", "10", 10),
         ("LOG_LEVEL", "debug", "debug"),
+        ("RETENTION_DAYS", "0.5", 0.5),
+        ("RETENTION_RUNS", "1000", 1000),
+        ("RETENTION_BYTES", "0", 0),
+        ("UPKEEP_SECONDS", "60", 60.0),
     ],
 )
 def test_each_setting_is_a_variable(name: str, text: str, value: object) -> None:
@@ -71,6 +77,12 @@ def test_each_setting_is_a_variable(name: str, text: str, value: object) -> None
         ("MAX_THREADS", "-3"),
         ("QUEUE_LIMIT", "0"),
         ("LOG_LEVEL", "loud"),
+        ("RETENTION_DAYS", "-1"),
+        ("RETENTION_DAYS", "for ever"),
+        ("RETENTION_RUNS", "1e6"),
+        ("RETENTION_BYTES", "4GB"),
+        ("RETENTION_BYTES", "-4"),
+        ("UPKEEP_SECONDS", "inf"),
     ],
 )
 def test_a_bad_variable_is_named(name: str, text: str) -> None:
@@ -92,6 +104,11 @@ def test_a_bad_variable_is_named(name: str, text: str) -> None:
         {"persist_results_by_default": "yes"},
         {"parameters_limit": -1},
         {"queue_limit": 1.5},
+        {"retention_days": -1},
+        {"retention_days": math.inf},
+        {"retention_runs": 1.5},
+        {"retention_bytes": "4 GiB"},
+        {"upkeep_seconds": -1},
     ],
     ids=str,
 )

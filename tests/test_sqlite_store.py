@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, TASK, LogRow, RunRow, states_of
+from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, TASK, CachedRow, LogRow, RunRow, states_of
 from asyncflow.abc import LogQuery, ResultStore, RunQuery, Ticket
 from asyncflow.exceptions import ForkedRuntimeError, HomeError, StoreBusyError, StoreError, UnsupportedSchemaError
 from asyncflow.ids import new_id
@@ -113,7 +113,8 @@ def test_files_are_the_owners_alone_whatever_the_umask(run_python: RunPython, ho
     run_python(WRITE_WITHOUT_UMASK, str(home), cwd=PROJECT)
     modes = {path.relative_to(home).as_posix(): stat.S_IMODE(path.lstat().st_mode) for path in (home, *home.rglob("*"))}
     assert {"asyncflow.db", "asyncflow.db-wal", "asyncflow.db-shm", "results"} <= modes.keys()
-    assert len(modes) == 9  # also the home, the folder of the run, result.json, tasks.jsonl and a file of its own
+    # Also the home, the folder of the run, result.json, tasks.jsonl and a file of its own, and the folder of locks.
+    assert len(modes) == 11
     for name, mode in modes.items():
         assert mode == (0o700 if (home / name).is_dir() else 0o600), name
 
@@ -257,6 +258,7 @@ def test_pragmas_of_all_connections(store: SQLiteStore, home: Path) -> None:
         return connection.execute(f"PRAGMA {name}").fetchone()[0]
 
     assert [pragma(writer, name) for name in ("journal_mode", "synchronous", "auto_vacuum")] == ["wal", 2, 2]
+    assert pragma(writer, "wal_autocheckpoint") == 0
     assert [pragma(reader, name) for name in ("journal_mode", "query_only", "wal_autocheckpoint")] == ["wal", 1, 0]
     assert [pragma(each, "mmap_size") for each in (writer, reader)] == [0, 0]
     with pytest.raises(sqlite3.OperationalError):
@@ -477,7 +479,13 @@ class FlakyResults(ResultStore):
     def publish(self, batch: Sequence[tuple[bytes, RunRow]]) -> None:
         self.published += [row.id for _, row in batch]
 
-    async def read(self, row: RunRow, read_file: Callable[[Path], Awaitable[bytes]]) -> str | None:
+    def write_cached(self, row: CachedRow) -> CachedRow:
+        return row
+
+    def delete(self, root_ids: Sequence[bytes], cached: Sequence[CachedRow] = ()) -> None:
+        pass
+
+    async def read(self, row: RunRow | CachedRow, read_file: Callable[[Path], Awaitable[bytes]]) -> str | None:
         return row.result
 
 
@@ -642,6 +650,8 @@ def test_a_forked_child_is_refused_and_the_parent_loses_nothing(store: SQLiteSto
             lambda: store.put_log(LogRow(None, None, START, 20, "x", "y")),
             lambda: store.confirm(Waiter().ticket()),
             lambda: store.read_run(before.id),
+            lambda: store.reap(START),
+            lambda: store.claim(before.id, before.seq, START),
         ]
         for use in uses:
             try:
@@ -651,7 +661,7 @@ def test_a_forked_child_is_refused_and_the_parent_loses_nothing(store: SQLiteSto
         store.close()  # what an exit handler does
         os._exit(refused)
     _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 4
+    assert os.waitstatus_to_exitcode(status) == 6
     rows = [run_row() for _ in range(100)]
     record(store, *rows)
     assert store.read_runs(RunQuery(kinds=frozenset({TASK}), limit=100)) == rows[::-1]

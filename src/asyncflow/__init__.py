@@ -1,15 +1,16 @@
 """Flows and tasks for asyncio and trio: tracked, retried, recorded units of work inside the loop you already have."""
 
-from asyncflow import exceptions, runtime, states
+from asyncflow import cache_policies, exceptions, runtime, states
 from asyncflow._engine.checkpoints import checkpoint
 from asyncflow._engine.map_stream import MapStream
 from asyncflow._engine.streams import Stream
 from asyncflow._engine.sync_streams import SyncStream
+from asyncflow.cache_policies import NoKey
 from asyncflow.client import Client, get_client
 from asyncflow.completions import as_completed, wait
 from asyncflow.concurrency import concurrency, rate_limit
 from asyncflow.context import detached, tags
-from asyncflow.control import cancel_flow_run
+from asyncflow.control import cancel_flow_run, resume_flow_run
 from asyncflow.flows import Flow, flow
 from asyncflow.futures import FlowRunFuture, FutureList, TaskFuture
 from asyncflow.logs import get_run_logger
@@ -29,6 +30,7 @@ __all__ = [
     "FutureList",
     "LogRecord",
     "MapStream",
+    "NoKey",
     "Runtime",
     "Settings",
     "State",
@@ -41,6 +43,7 @@ __all__ = [
     "__version__",
     "allow_failure",
     "as_completed",
+    "cache_policies",
     "cancel_flow_run",
     "checkpoint",
     "concurrency",
@@ -52,6 +55,7 @@ __all__ = [
     "get_run_logger",
     "quote",
     "rate_limit",
+    "resume_flow_run",
     "runtime",
     "states",
     "tags",

@@ -14,7 +14,8 @@ from uuid import UUID
 
 import orjson
 
-from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, RunRow, maybe_moment, maybe_uuid, moment
+from asyncflow._entrypoints import entrypoint_of
+from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, RunRow, history_of, maybe_moment, maybe_uuid, moment
 from asyncflow._rules import TRANSITIONS, check_transition
 from asyncflow._services import Services
 from asyncflow._specs import Spec
@@ -57,9 +58,10 @@ class Recorded:
     """One call of a flow or task while it lasts, as the store and its readers see it."""
 
     __slots__ = (
-        "__weakref__", "arguments", "created", "ended", "error", "error_json", "facts", "flow_run_id", "history", "id",
-        "kind", "latest", "name", "not_kept", "parameters_json", "parent_id", "queued", "result", "root_id",
-        "run_count", "services", "spec", "stand_in_id", "started", "status", "tags", "value",
+        "__weakref__", "arguments", "created", "digest", "ended", "error", "error_json", "facts", "flow_run_id",
+        "history", "id", "is_answered", "kind", "latest", "name", "not_kept", "parameters_json", "parent_id",
+        "queued", "result", "root_id", "run_count", "services", "spec", "stand_in_id", "started", "status", "tags",
+        "value",
     )  # fmt: skip
 
     id: bytes
@@ -74,6 +76,8 @@ class Recorded:
     spec: Spec
     services: Services
     arguments: Mapping[str, Any]
+    digest: bytes | None
+    """Of what it was given: with its function's key, what it is known by among its parent's children."""
     name: str | None
     tags: frozenset[str]
     parameters_json: str | None
@@ -89,6 +93,8 @@ class Recorded:
     history: list[list[Any]] | None
     queued: bool
 
+    is_answered: bool
+    """Whether it did not run: its record of an earlier life tells its value."""
     value: Any
     error: BaseException | None
     result: str | None
@@ -147,6 +153,30 @@ class Recorded:
         self.created = self.created or at
         self.started = self.latest = at if at > self.created else self.created
         self._publish(_BEGUN)
+
+    def adopt(self, row: RunRow) -> None:
+        """Be the run that is recorded in `row`: what was recorded goes on, nothing is recorded here.
+
+        Only for a run that has no record of its own yet. It has no state until it enters the next one.
+        """
+        self.id = row.id
+        if row.parent_id is None:
+            self.root_id = row.id
+        elif row.kind == FLOW:
+            self.stand_in_id = row.parent_id
+        self.name = row.name
+        self.created, self.started, self.run_count = row.created, row.started, row.run_count
+        self.latest = max(row.created, row.started or 0, row.ended or 0)
+        self.history = [list(entry) for entry in history_of(row)]
+        self.status = Status(row.seq, None, None, None)
+
+    def stay(self, row: RunRow, value: Any) -> None:
+        """Be the completed run that is recorded in `row`, with its value: nothing is left to record."""
+        self.adopt(row)
+        self.ended = row.ended
+        self.value = value
+        self.is_answered = True
+        self.status = Status(row.seq, StateType.COMPLETED, row.state_name, row.message)
 
     def _publish(self, status: Status) -> None:
         try:
@@ -255,6 +285,8 @@ class Recorded:
             self.error_json if final else None,
             _json(self.history[:seq]) if self.history is not None else None,
             self._details_json(),
+            self.digest,
+            self.services.store.owner,
         ))  # fmt: skip
         if self.stand_in_id is None:
             return (row,)
@@ -265,6 +297,7 @@ class Recorded:
             parameters=None,
             result=None,
             details=_json({"child_flow_run_id": str(UUID(bytes=self.id))}),
+            digest=None,
         )
         return (stand_in, row)
 
@@ -273,11 +306,20 @@ class Recorded:
         if self.kind == FLOW:
             if self.spec.options.version is not None:
                 details["version"] = self.spec.options.version
+            if self.stand_in_id is None:
+                details |= _for_another_process(self.spec)
             if self.flow_run_id is not None:
                 details["parent_flow_run_id"] = str(UUID(bytes=self.flow_run_id))
         if self.not_kept is not None:
             details["not_kept"] = self.not_kept
         return _json(details) if details else None
+
+
+def _for_another_process(spec: Spec) -> dict[str, Any]:
+    """What a process needs to know to run an outermost flow again."""
+    entrypoint = entrypoint_of(spec.fn)
+    known = {"entrypoint": entrypoint} if entrypoint is not None else {}
+    return {**known, "resume": spec.options.resume} if spec.options.resume is not None else known
 
 
 def _is_plain(seq: int, type_: StateType, name: str | None, message: str | None) -> bool:

@@ -11,26 +11,36 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import orjson
+
 from asyncflow.ids import state_id
 from asyncflow.runs import FlowRun, LogRecord, TaskRun
 from asyncflow.states import State, StateDetails, StateType
 
 __all__ = [
+    "ACTIVE",
+    "COMMITTED",
     "FIRST_FINAL",
     "FLOW",
+    "INTERRUPTED",
+    "ROLLED_BACK",
     "STAND_IN",
     "STATE_CODES",
     "STATE_TYPES",
     "TASK",
+    "CachedRow",
     "LogRow",
     "RunRow",
+    "TransactionRow",
     "default_task_run_name",
     "flow_run_of",
+    "history_of",
     "log_record_of",
     "maybe_moment",
     "maybe_uuid",
     "microseconds",
     "moment",
+    "moved",
     "state_of",
     "states_of",
     "storable",
@@ -46,6 +56,8 @@ STATE_TYPES = tuple(StateType)
 """A row holds a state type as its position here: final ones are COMPLETED's and above."""
 STATE_CODES = {type_: code for code, type_ in enumerate(STATE_TYPES)}
 FIRST_FINAL = STATE_CODES[StateType.COMPLETED]
+_MOST_PLAIN = 2
+"""States before the final one that the time columns can tell: Pending and Running."""
 
 
 class RunRow(NamedTuple):
@@ -88,6 +100,48 @@ class RunRow(NamedTuple):
     Pending, Running, final; see `states_of`."""
     details: str | None
     """JSON object of rarer facts: flow version, child_flow_run_id, why a result was not kept, ..."""
+    digest: bytes | None
+    """What it was given, digested: 16 bytes, none for a call with nothing; None when it cannot be digested."""
+    owner: int
+    """The number of the opened store that writes it; see `RunStore.reap`."""
+
+
+class CachedRow(NamedTuple):
+    """One value kept under a key, for every run that asks for it."""
+
+    key: str
+    task: str
+    """The key of the task that made it."""
+    run_id: bytes
+    """The run that made it."""
+    created: int
+    expires: int | None
+    """The first moment at which it may not be used any more; None = never."""
+    result: str | None
+    """JSON of the value, where there is no file."""
+    result_file: str | None
+    """As of a run; a store that has files moves every cached value into one."""
+
+
+class TransactionRow(NamedTuple):
+    """A transaction: one that is open when its owner dies was interrupted, and its hooks were not run."""
+
+    id: bytes
+    key: str | None
+    run_id: bytes | None
+    """The run whose body opened it."""
+    state: int
+    """ACTIVE, COMMITTED, ROLLED_BACK or INTERRUPTED."""
+    created: int
+    ended: int | None
+    owner: int
+    data: str | None
+    """JSON object of what was put into it with `set`."""
+    hooks: str | None
+    """JSON list of the names of the hooks that it is to run."""
+
+
+ACTIVE, COMMITTED, ROLLED_BACK, INTERRUPTED = range(4)
 
 
 class LogRow(NamedTuple):
@@ -127,16 +181,16 @@ def maybe_moment(column: int | None) -> datetime | None:
 
 def state_of(row: RunRow) -> State[Any]:
     """The run's newest state, without data: `client.read_result` reads that."""
-    entries = _history(row)
+    entries = history_of(row)
     return _state(row, len(entries) - 1, entries[-1])
 
 
 def states_of(row: RunRow) -> list[State[Any]]:
     """All states the run has been in, oldest first, without data."""
-    return [_state(row, sequence, entry) for sequence, entry in enumerate(_history(row))]
+    return [_state(row, sequence, entry) for sequence, entry in enumerate(history_of(row))]
 
 
-def _history(row: RunRow) -> list[Sequence[Any]]:
+def history_of(row: RunRow) -> list[Sequence[Any]]:
     """A list of (type code, name, message, time, facts); the `history` column when there is one.
 
     Nearly every run is Pending, Running, then ended: its times and its newest state say all.
@@ -178,6 +232,23 @@ def _state_details(row: RunRow, facts: dict[str, Any]) -> StateDetails:
         cache_expiration=maybe_moment(facts.get("cache_expiration")),
         retriable=facts.get("retriable"),
     )
+
+
+def moved(row: RunRow, state: StateType, at: int, *, name: str | None = None, message: str | None = None) -> RunRow:
+    """`row` in one more state: what a store writes for a run that nobody runs here.
+
+    A run that goes back to a state that is not final has no end, value or error any more.
+    """
+    code = STATE_CODES[state]
+    ended = code >= FIRST_FINAL
+    at = max(at, row.created, row.started or 0, row.ended or 0)  # a history does not go back
+    is_bare = row.history is None and row.ended is None and row.state_name is None and row.message is None
+    is_plain = ended and is_bare and row.seq <= _MOST_PLAIN
+    history = None if is_plain else _dumps([*history_of(row), [code, name, message, at, None]])
+    changed = row._replace(
+        state=code, state_name=name, message=message, seq=row.seq + 1, ended=at if ended else None, history=history
+    )
+    return changed if ended else changed._replace(result=None, result_file=None, error=None)
 
 
 # --- runs ----------------------------------------------------------------------------------
@@ -246,6 +317,10 @@ def _loads(text: str) -> Any:
     import json  # not orjson: integers of any size; at first use: importing asyncflow is to be quick
 
     return json.loads(text)
+
+
+def _dumps(value: Any) -> str:
+    return orjson.dumps(value).decode()
 
 
 def _details(row: RunRow) -> dict[str, Any]:

@@ -8,19 +8,21 @@ open children, and the first cause of its cancelling. (The backends' scopes cann
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from asyncflow._backend.base import Host, RunScope, Signal
 from asyncflow._limiter import Limiter
+from asyncflow._past import Past
 from asyncflow._places import Places
 from asyncflow._recorded import ENDING, UNBORN, Recorded
-from asyncflow._rows import FLOW, TASK
+from asyncflow._rows import FLOW, TASK, CachedRow
 from asyncflow._services import Services
 from asyncflow._specs import Spec
 from asyncflow.ids import new_id
 from asyncflow.states import ABSENT
 
-__all__ = ["Cause", "Companion", "Producer", "Run", "Waiter"]
+__all__ = ["Cause", "Companion", "Enclosing", "Producer", "Run", "Waiter", "current_transaction"]
 
 
 class Cause:
@@ -56,6 +58,25 @@ class Companion(Protocol):
         ...
 
 
+class Enclosing(Protocol):
+    """The transaction around a call: it decides when what the run leaves behind counts."""
+
+    def begun(self, run: Run) -> None:
+        """A run has been called inside it. Raises when it takes none any more."""
+        ...
+
+    def ended(self, run: Run) -> None:
+        """The run has its final state. Plain code, on the run's host."""
+        ...
+
+    def stage(self, row: CachedRow) -> None:
+        """Keep this value under its key when the transaction commits, and not before."""
+        ...
+
+
+current_transaction: ContextVar[Enclosing | None] = ContextVar("asyncflow_transaction", default=None)
+
+
 class Waiter:
     """Somebody who waits for a run's outcome: `wake` is called when it is there, from any thread."""
 
@@ -81,7 +102,9 @@ class Run(Recorded):
         "drained",
         "host",
         "is_abandoned",
-        "is_forsaken", "is_hosted",
+        "is_durable",
+        "is_forsaken",
+        "is_hosted",
         "is_settled",
         "is_special",
         "is_stopped",
@@ -89,12 +112,16 @@ class Run(Recorded):
         "looked_at",
         "owner",
         "parent",
+        "past",
         "places",
+        "run_key",
         "scope",
+        "spent",
         "stream",
         "task",
         "timers",
         "told",
+        "transaction",
         "unseen",
         "wait_for",
         "waiters",
@@ -145,6 +172,19 @@ class Run(Recorded):
     workers: Limiter | None
     """Of a flow run: the places of its task runner."""
 
+    # running again
+    past: Past | None
+    """What is recorded of its children, when it runs again."""
+    spent: int
+    """Attempts that do not count any more: those of a run that had failed for good before it was run again."""
+    run_key: str | None
+    """What tells it from equal calls."""
+
+    # what it leaves behind
+    is_durable: bool
+    """Whether its caller waits until its final state is on disk, although it is not outermost."""
+    transaction: Enclosing | None
+
     # its outcome
     is_settled: bool
     """Whether whoever waits for its outcome may have it."""
@@ -182,6 +222,8 @@ class Run(Recorded):
             self.id = self.root_id = new_id()
             self.parent_id = self.flow_run_id = None
             self.depth = 1
+            self.is_special = False
+            self.is_durable = spec.options.durability == "task"
         else:
             if spec.is_flow:  # before its own id: the task run that stands for it comes first
                 self.stand_in_id = new_id()
@@ -190,16 +232,19 @@ class Run(Recorded):
             self.parent_id = parent.id
             self.flow_run_id = parent.id if parent.kind == FLOW else parent.flow_run_id
             self.depth = parent.depth + 1
+            self.is_special = parent.past is not None or self.depth > services.settings.nesting_limit
+            self.is_durable = parent.is_durable or spec.options.durability == "task"
         self.tags = tags
+        self.transaction = current_transaction.get()
         self.status = UNBORN
         self.value = ABSENT
-        self.created = self.latest = self.run_count = 0
+        self.created = self.latest = self.run_count = self.spent = 0
         self.queued = self.closing = self.told = self.is_abandoned = self.is_stopped = False
-        self.is_hosted = self.is_forsaken = self.is_settled = self.looked_at = False
-        self.is_special = self.depth > services.settings.nesting_limit
+        self.is_hosted = self.is_forsaken = self.is_settled = self.looked_at = self.is_answered = False
         self.name = self.parameters_json = self.started = self.ended = self.facts = self.history = None
         self.error = self.result = self.error_json = self.not_kept = self.task = self.children = None
         self.companions = self.stream = self.drained = self.cause = self.timers = self.scope = None
+        self.digest = self.past = self.run_key = None
         self.wait_for = self.limiters = self.places = self.workers = None
         self.waiters = self.waits = self.unseen = None
 
@@ -211,6 +256,8 @@ class Run(Recorded):
         Safe on any thread without a lock: the child enters *before* it looks at `closing`, and
         the parent closes before it looks at its children, so at least one sees the other.
         """
+        if self.transaction is not None:
+            self.transaction.begun(self)
         parent = self.parent
         if parent is None:
             self.services.outermost.add(self)

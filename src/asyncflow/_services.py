@@ -8,6 +8,7 @@ from typing import Any
 from weakref import WeakSet
 
 from asyncflow._backend.threads import ThreadPool
+from asyncflow._key_locks import KeyLocks
 from asyncflow._limiter import Limiter
 from asyncflow._limits import LimitRegistry
 from asyncflow.abc import Clock, ResultStore, RunStore
@@ -30,6 +31,12 @@ class Services:
     """The named limits that `concurrency` and `rate_limit` share among these runs."""
     tag_limits: Mapping[str, Limiter] = field(default_factory=dict[str, Limiter])
     """The places of the task bodies with a tag, for the tags that are limited."""
+    key_locks: KeyLocks = field(default_factory=KeyLocks)
+    """One holder at a time for each key; among all processes on the home where it was given a folder."""
+    flights: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The ways to cached values that runs are on, by key; see `_engine.caching`."""
+    leaders: dict[Any, Any] = field(default_factory=dict[Any, Any])
+    """The same by the run whose body makes the value."""
     outermost: WeakSet[Any] = field(default_factory=WeakSet[Any])
     """The live outermost runs: what is still open when the runtime closes is recorded Crashed."""
 

@@ -10,13 +10,22 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from types import SimpleNamespace
-from typing import Any, Literal, get_type_hints
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from types import SimpleNamespace, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from asyncflow.exceptions import ReservedParameterError
 
-__all__ = ["RESERVED", "Binder", "parameter_descriptions", "resolve_hint"]
+__all__ = ["RESERVED", "Binder", "Hints", "innermost", "parameter_descriptions", "parameter_names", "resolve_hint"]
 
 RESERVED = frozenset({"return_state", "run_key", "wait_for"})
 """Keywords that every call of a flow or task takes for itself."""
@@ -72,6 +81,11 @@ def _parameters(fn: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
         return tuple(inspect.signature(fn).parameters.values())
     except ValueError:
         return (inspect.Parameter("args", _STARRED), inspect.Parameter("kwargs", _DOUBLE_STARRED))
+
+
+def parameter_names(fn: Callable[..., Any]) -> dict[str, None]:
+    """The names of all its parameters, in order; of a function that will be a method, `self` too."""
+    return dict.fromkeys(each.name for each in _parameters(fn))
 
 
 def _only_takes_keywords(fn: Callable[..., Any]) -> bool:
@@ -142,9 +156,13 @@ def resolve_hint(fn: Callable[..., Any], parameter: inspect.Parameter, namespace
     classes local to the function that decorated it). Raises what the lookup raises, mostly
     `NameError`.
     """
-    if parameter.annotation is inspect.Parameter.empty:
+    return _resolve(fn, parameter.annotation, namespace)
+
+
+def _resolve(fn: Callable[..., Any], annotation: Any, namespace: Mapping[str, Any]) -> Any:
+    if annotation is inspect.Parameter.empty:
         return Any
-    inner = _innermost(fn)
+    inner = innermost(fn)
     names = dict(namespace)
     names |= {each.__name__: each for each in getattr(inner, "__type_params__", ())}
     for name, cell in zip(getattr(inner, "__code__", _NO_CODE).co_freevars, inner.__closure__ or (), strict=False):
@@ -154,11 +172,11 @@ def resolve_hint(fn: Callable[..., Any], parameter: inspect.Parameter, namespace
             continue
 
     # One parameter at a time, so that a hint that cannot be resolved is known by its parameter.
-    holder = SimpleNamespace(__annotations__={"it": parameter.annotation})
+    holder = SimpleNamespace(__annotations__={"it": annotation})
     return get_type_hints(holder, inner.__globals__, names, include_extras=True)["it"]
 
 
-def _innermost(fn: Any) -> Any:
+def innermost(fn: Any) -> Any:
     """The plain function whose signature `inspect` showed for `fn`."""
     while not inspect.isfunction(fn := inspect.unwrap(fn)):
         if isinstance(fn, functools.partial):
@@ -179,6 +197,71 @@ def _no_function() -> None:
 
 
 _NO_CODE = _no_function.__code__
+
+
+class Hints:
+    """What the hints of one function say, each read when first asked for: many name what is defined below it.
+
+    `marked` are the parameters whose hint carries `marker` (as `Annotated` does, also in a union),
+    and those given by name. A hint that cannot be resolved is taken by its text.
+    """
+
+    __slots__ = ("_fn", "_given", "_marked", "_marker", "_namespace", "_returned")
+
+    def __init__(
+        self, fn: Callable[..., Any], namespace: Mapping[str, Any], *, marker: str, marked: frozenset[str]
+    ) -> None:
+        self._fn = fn
+        self._namespace = namespace
+        self._marker = marker
+        self._given = marked
+        self._marked: frozenset[str] | None = None
+        self._returned: Any = _UNREAD
+
+    @property
+    def returned(self) -> Any:
+        """The type of what a call gives in the end: for something to iterate over, the list of its items."""
+        if self._returned is _UNREAD:
+            self._returned = self._read_returned()
+        return self._returned
+
+    def _read_returned(self) -> Any:
+        try:
+            hint = _resolve(self._fn, inspect.signature(self._fn).return_annotation, self._namespace)
+        except Exception:  # noqa: BLE001  # a hint is an expression: it may raise anything
+            return Any
+        if get_origin(hint) in _CONSUMED:
+            return list[get_args(hint)[0]]  # type: ignore[misc]
+        return hint
+
+    @property
+    def marked(self) -> frozenset[str]:
+        """The names of the marked parameters."""
+        if self._marked is None:
+            found = (each.name for each in _parameters(self._fn) if self._is_marked(each))
+            self._marked = self._given.union(found)
+        return self._marked
+
+    @property
+    def first(self) -> str:
+        """The name of its first parameter, of a method's function that of the object."""
+        return next(iter(parameter_names(self._fn)), "self")
+
+    def _is_marked(self, parameter: inspect.Parameter) -> bool:
+        try:
+            return _carries(resolve_hint(self._fn, parameter, self._namespace), self._marker)
+        except Exception:  # noqa: BLE001  # as above
+            return re.search(r"\bNoKey\[", str(parameter.annotation)) is not None
+
+
+_UNREAD: Any = object()
+_CONSUMED = (Generator, Iterator, Iterable, AsyncGenerator, AsyncIterator, AsyncIterable)
+
+
+def _carries(hint: Any, marker: str) -> bool:
+    if marker in getattr(hint, "__metadata__", ()):
+        return True
+    return get_origin(hint) in (Annotated, Union, UnionType) and any(_carries(each, marker) for each in get_args(hint))
 
 
 # --- docstrings ----------------------------------------------------------------------------

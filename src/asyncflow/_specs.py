@@ -8,32 +8,21 @@ engine imports the decorator object, every module ends up in one cycle.)
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypedDict, cast
+from types import FunctionType, MethodType
+from typing import Any
 
+from asyncflow._options import FlowOptions, Hook, Kind, Options, RunName, TaskOptions
+from asyncflow._signature import Hints, parameter_names
+from asyncflow.cache_policies import NOT_IN_KEY
 from asyncflow.exceptions import NotAFunctionError, OptionError
 from asyncflow.parameters import Binder, ParameterModel
-from asyncflow.retries import Delay, Seconds, seconds_of
-from asyncflow.states import FINAL_TYPES, State, StateType
-from asyncflow.task_runners import ConcurrentTaskRunner
+from asyncflow.states import FINAL_TYPES
 
 __all__ = ["Colour", "FlowOptions", "Hook", "Kind", "Options", "RunName", "Spec", "TaskOptions", "make_spec"]
-
-Hook: TypeAlias = Callable[[Any, Any, State[Any]], Awaitable[None] | None]
-"""`hook(flow_or_task, run, state)`, sync or async. One that raises is logged and changes nothing."""
-RunName: TypeAlias = str | Callable[[], str] | Callable[[Mapping[str, Any]], str]
-"""A template over the parameters (`"load-{day}"`), or a function of nothing or of the parameters."""
-RetryCondition: TypeAlias = Callable[[Any, Any, State[Any]], bool | Awaitable[bool]]
-
-
-class Kind(Enum):
-    """Flow or task."""
-
-    FLOW = "flow"
-    TASK = "task"
 
 
 class Colour(Enum):
@@ -43,174 +32,6 @@ class Colour(Enum):
     SYNC = "sync"
     ASYNC_GENERATOR = "async generator"
     SYNC_GENERATOR = "sync generator"
-
-
-class _CommonOptions(TypedDict, total=False):
-    name: str | None
-    version: str | None
-    description: str | None
-    retries: int
-    retry_delay_seconds: Delay
-    retry_jitter_factor: float
-    retry_condition_fn: RetryCondition | None
-    timeout_seconds: Seconds | None
-    persist_result: bool | None
-    durability: Literal["flow", "task"]
-    log_prints: bool | None
-    on_running: Iterable[Hook]
-    on_completion: Iterable[Hook]
-    on_failure: Iterable[Hook]
-    on_cancellation: Iterable[Hook]
-    on_crashed: Iterable[Hook]
-
-
-class FlowOptions(_CommonOptions, total=False):
-    """What `@flow(...)` and `flow.with_options(...)` take."""
-
-    flow_run_name: RunName | None
-    validate_parameters: bool
-    task_runner: ConcurrentTaskRunner | None
-
-
-class TaskOptions(_CommonOptions, total=False):
-    """What `@task(...)` and `task.with_options(...)` take."""
-
-    task_run_name: RunName | None
-    tags: Iterable[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """Every option, checked and in one form; the decorators and `with_options` share it."""
-
-    name: str | None = None
-    version: str | None = None
-    description: str | None = None
-    run_name: RunName | None = None
-    retries: int = 0
-    retry_delay_seconds: float | tuple[float, ...] | Callable[[int], Seconds] = 0
-    retry_jitter_factor: float = 0
-    retry_condition_fn: RetryCondition | None = None
-    timeout_seconds: float | None = None
-    validate_parameters: bool = True
-    task_runner: ConcurrentTaskRunner | None = None
-    persist_result: bool | None = None
-    durability: Literal["flow", "task"] = "flow"
-    log_prints: bool | None = None
-    tags: frozenset[str] = frozenset()
-    on_running: tuple[Hook, ...] = ()
-    on_completion: tuple[Hook, ...] = ()
-    on_failure: tuple[Hook, ...] = ()
-    on_cancellation: tuple[Hook, ...] = ()
-    on_crashed: tuple[Hook, ...] = ()
-
-    def __post_init__(self) -> None:
-        # What people gave comes in through `changed`, as anything; from here on the types above are true.
-        for name, check in _CHECKS.items():
-            object.__setattr__(self, name, check(name, getattr(self, name)))
-
-    def changed(self, kind: Kind, given: Mapping[str, Any]) -> Options:
-        """A copy with the options `given` by a decorator or `with_options`; what is not named stays as it is."""
-        unknown = given.keys() - _GIVEN[kind]
-        if unknown:
-            # The words of Python itself for a keyword that a function does not have.
-            raise TypeError(f"@{kind.value} got an unexpected option {sorted(unknown)[0]!r}")
-        return replace(self, **{_RENAMED.get(name, name): value for name, value in given.items()})
-
-    def hooks_for(self, type_: StateType) -> tuple[Hook, ...]:
-        """The hooks that run when a run gets to a state of this type."""
-        name = _HOOKS.get(type_)
-        return getattr(self, name) if name else ()
-
-
-_GIVEN = {Kind.FLOW: FlowOptions.__optional_keys__, Kind.TASK: TaskOptions.__optional_keys__}
-_RENAMED = {"flow_run_name": "run_name", "task_run_name": "run_name"}
-_HOOKS = {
-    StateType.RUNNING: "on_running",
-    StateType.COMPLETED: "on_completion",
-    StateType.FAILED: "on_failure",
-    StateType.CANCELLED: "on_cancellation",
-    StateType.CRASHED: "on_crashed",
-}
-
-
-def _text(option: str, given: Any) -> str | None:
-    if not isinstance(given, str | None):
-        raise OptionError(option, given, "text")
-    return given
-
-
-def _count(option: str, given: Any) -> int:
-    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
-        raise OptionError(option, given, "a whole number from 0")
-    return given
-
-
-def _delay(option: str, given: Any) -> Any:
-    if isinstance(given, list | tuple):
-        return tuple(seconds_of(option, each) for each in cast("Iterable[Any]", given))
-    return given if callable(given) else seconds_of(option, given)
-
-
-def _timeout(option: str, given: Any) -> float | None:
-    return None if given is None else seconds_of(option, given) or None
-
-
-def _condition(option: str, given: Any) -> Any:
-    if given is not None and not callable(given):
-        raise OptionError(option, given, "a function of (task, run, state)")
-    return given
-
-
-def _run_name(option: str, given: Any) -> Any:
-    if given is not None and not (isinstance(given, str) or callable(given)):
-        raise OptionError(option, given, 'a template such as "load-{day}", or a function')
-    return given
-
-
-def _task_runner(option: str, given: Any) -> Any:
-    if given is not None and not isinstance(given, ConcurrentTaskRunner):
-        raise OptionError(option, given, "ConcurrentTaskRunner(max_workers=...)")
-    return given
-
-
-def _durability(option: str, given: Any) -> Any:
-    if given not in ("flow", "task"):
-        raise OptionError(option, given, "'flow' or 'task'")
-    return given
-
-
-def _tags(option: str, given: Any) -> frozenset[str]:
-    if isinstance(given, str):
-        raise OptionError(option, given, f"several texts: tags=[{given!r}]")
-    return frozenset(given)
-
-
-def _hooks(option: str, given: Any) -> tuple[Hook, ...]:
-    if callable(given) or isinstance(given, str):
-        raise OptionError(option, given, f"a list of functions: {option}=[...]")
-    hooks = tuple(given)
-    for hook in hooks:
-        if not callable(hook):
-            raise OptionError(option, hook, "functions of (flow_or_task, run, state)")
-    return hooks
-
-
-_CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "name": _text,
-    "version": _text,
-    "description": _text,
-    "run_name": _run_name,
-    "retries": _count,
-    "retry_delay_seconds": _delay,
-    "retry_jitter_factor": seconds_of,
-    "retry_condition_fn": _condition,
-    "timeout_seconds": _timeout,
-    "durability": _durability,
-    "task_runner": _task_runner,
-    "tags": _tags,
-    **dict.fromkeys(_HOOKS.values(), _hooks),
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -226,14 +47,34 @@ class Spec:
     name: str
     key: str
     colour: Colour
+    hints: Hints
+    """Of the function as it was written, read when first asked for."""
     is_bound: bool = False
     """Whether `fn` is a method that has its object or class."""
     is_prepared: bool = False
     """Whether something is to be done before it begins: parameters to check, a name to make."""
     has_aftermath: bool = False
     """Whether something follows its final state even inside another run: hooks, or the wait for the disk."""
-    persistence_warned: list[bool] = field(default_factory=lambda: [False])
-    """Shared by the copies that `with_options` makes, so that a function warns once."""
+    said: set[str] = field(default_factory=set[str])
+    """What was said once of this function, and is not to be said again; its bound copies share it."""
+
+    @property
+    def return_hint(self) -> Any:
+        """The type of what it returns, by its annotation; `Any` where none says so."""
+        return self.hints.returned
+
+    @property
+    def not_in_key(self) -> frozenset[str]:
+        """The names of the parameters whose arguments do not identify a call."""
+        return self.hints.marked
+
+    def keyed(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What of a call's arguments identifies it, and what the function itself holds: its object, a partial's own."""
+        bound = None if type(self.fn) is FunctionType else _held_by(self.fn, self.hints.first)
+        excluded = self.hints.marked
+        if not bound and not excluded:
+            return arguments
+        return {name: value for name, value in {**arguments, **(bound or {})}.items() if name not in excluded}
 
     @property
     def is_async(self) -> bool:
@@ -267,11 +108,48 @@ def make_spec(
     name = options.name or (called.replace("_", "-") if is_flow else called)
     key = name if is_flow else f"{_module_of(fn)}.{options.name or _qualified_name(fn)}"
     model = ParameterModel(fn, binder, flow=name, namespace=namespace) if is_flow else None
-    prepared = model is not None or options.run_name is not None
-    aftermath = options.durability == "task" or any(options.hooks_for(type_) for type_ in FINAL_TYPES)
+    prepared = model is not None or options.run_name is not None or options.is_cached
+    aftermath = any(options.hooks_for(type_) for type_ in FINAL_TYPES) or options.is_cached
+    excluded = _excluded_from_key(fn, options)
     return Spec(
-        kind, fn, options, binder, model, name, key, _colour_of(fn), is_prepared=prepared, has_aftermath=aftermath
+        kind,
+        fn,
+        options,
+        binder,
+        model,
+        name,
+        key,
+        _colour_of(fn),
+        Hints(fn, namespace or {}, marker=NOT_IN_KEY, marked=excluded),
+        is_prepared=prepared,
+        has_aftermath=aftermath or options.durability == "task",
     )
+
+
+def _held_by(fn: Any, first: str) -> dict[str, Any]:
+    """What a callable passes on by itself, under names that no parameter has."""
+    held: dict[str, Any] = {}
+    while isinstance(fn, partial):
+        if fn.args:
+            held[f"{first} of partial {len(held)}"] = fn.args
+        fn = fn.func  # its keywords are defaults of the signature
+    if isinstance(fn, MethodType):
+        owner: Any = fn.__self__
+        held[first] = f"{owner.__module__}.{owner.__qualname__}" if inspect.isclass(owner) else owner
+    elif not (inspect.isroutine(fn) or inspect.isclass(fn)):
+        held["self"] = fn
+    return held
+
+
+def _excluded_from_key(fn: Callable[..., Any], options: Options) -> frozenset[str]:
+    policy = options.cache_policy
+    if policy is None or not policy.without:
+        return frozenset()
+    known = parameter_names(fn)
+    for name in sorted(policy.without - known.keys()):
+        listed = ", ".join(map(repr, known)) or "none"
+        raise OptionError("cache_policy", policy, f"names of parameters ({listed}) to be taken out, not {name!r}")
+    return policy.without
 
 
 def _function_name(fn: Callable[..., Any]) -> str:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from asyncflow._rows import LogRow, RunRow
+from asyncflow._rows import CachedRow, LogRow, RunRow, TransactionRow
 from asyncflow.exceptions import StoreError
 from asyncflow.states import StateType
 
-__all__ = ["Clock", "LogQuery", "Recordable", "ResultStore", "RunQuery", "RunStore", "Ticket"]
+__all__ = ["Clock", "LogQuery", "Reaped", "Recordable", "ResultStore", "RunQuery", "RunStore", "Ticket"]
 
 
 class Clock(Protocol):
@@ -113,6 +113,18 @@ class LogQuery:
     limit: int = 200
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reaped:
+    """What was left behind by processes that have died."""
+
+    crashed: int = 0
+    """Runs that were open, and are Crashed."""
+    interrupted: int = 0
+    """Outermost flow runs that wait to be resumed."""
+    transactions: tuple[TransactionRow, ...] = ()
+    """Transactions that were open: their hooks were not run."""
+
+
 class RunStore(ABC):
     """Where runs are recorded.
 
@@ -172,6 +184,98 @@ class RunStore(ABC):
     def read_logs(self, query: LogQuery) -> list[LogRow]:
         """The log lines `query` asks for, oldest first."""
 
+    # --- taking over: these block until what they did is on disk
+
+    owner: int
+    """Which of all stores ever opened on this home this is: what it writes carries the number.
+
+    A run belongs to the store that wrote it until another one takes it over; from then on
+    whatever the first still writes of it is ignored.
+    """
+
+    @abstractmethod
+    def read_children(self, run_id: bytes) -> list[RunRow]:
+        """The runs that a run called, in the order they were made: nested flows themselves, not their stand-ins."""
+
+    @abstractmethod
+    def reap(self, now: int) -> Reaped:
+        """Find the runs of processes that have died, and end them.
+
+        An open run of a dead owner becomes Crashed; an outermost flow run whose details say
+        `"resume": "auto"` becomes Paused, named Interrupted, and waits to be claimed. An open
+        transaction of a dead owner becomes INTERRUPTED. All of one owner in one commit, and each
+        by one process only. Never touches what a living process owns, however long it has been
+        stopped or busy. `now` is in microseconds since 1970 UTC.
+        """
+
+    @abstractmethod
+    def read_interrupted(self) -> list[RunRow]:
+        """The outermost flow runs that are Paused, named Interrupted, oldest first."""
+
+    @abstractmethod
+    def claim(self, run_id: bytes, seq: int, now: int) -> RunRow | None:
+        """Take over a run that has ended or is Paused, to run it again.
+
+        Gives its row as it is then: Pending, named Resuming, owned by this store. (Also the
+        stand-in of a nested flow.) None when the run is not in its state number `seq` any more:
+        somebody else was first.
+        """
+
+    # --- cached values
+
+    @abstractmethod
+    def read_cached(self, key: str) -> CachedRow | None:
+        """The value kept under `key`, expired or not; None when there is none."""
+
+    @abstractmethod
+    def write_cached(self, row: CachedRow) -> None:
+        """Keep a value under its key, in place of an older one; its file first, where there are files."""
+
+    # --- transactions
+
+    @abstractmethod
+    def write_transaction(self, row: TransactionRow, rolled_back: Sequence[bytes] = ()) -> None:
+        """Record a transaction's newest state.
+
+        The details of the runs `rolled_back` say `"rolled_back": true` from then on: what they
+        returned is never given to another call.
+        """
+
+    @abstractmethod
+    def read_transactions(
+        self, *, key: str | None = None, state: int | None = None, limit: int = 200
+    ) -> list[TransactionRow]:
+        """Transactions, newest first."""
+
+    # --- retention
+
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes that the store takes, without what is free for new rows."""
+
+    @abstractmethod
+    def count_outermost(self) -> int:
+        """How many outermost runs there are."""
+
+    @abstractmethod
+    def delete_runs(self, root_ids: Sequence[bytes]) -> list[bytes]:
+        """Delete outermost runs that have ended, with every run below them and their logs; gives which.
+
+        One that goes on, and an id that is not an outermost run's, are left alone.
+        """
+
+    @abstractmethod
+    def read_oldest(self, limit: int, before: int | None = None) -> list[bytes]:
+        """The ids of the outermost runs created first that have ended (before `before`, in microseconds)."""
+
+    @abstractmethod
+    def delete_cached(self, expired_at: int | None = None, keys: Sequence[str] = ()) -> list[CachedRow]:
+        """Delete the cached values that had expired at a moment, and those under `keys`; gives them."""
+
+    @abstractmethod
+    def give_back(self) -> int:
+        """Give a little of the space that deleted rows left back to the disk; gives the bytes still to be given back."""
+
     @abstractmethod
     def close(self, timeout: float = 5.0) -> None:
         """Write what waits, within `timeout` seconds, and release everything. A second call does nothing."""
@@ -194,7 +298,18 @@ class ResultStore(ABC):
         """Write the copies for people of what a batch has committed, in the same turn. Must not raise."""
 
     @abstractmethod
-    async def read(self, row: RunRow, read_file: Callable[[Path], Awaitable[bytes]]) -> str | None:
+    def write_cached(self, row: CachedRow) -> CachedRow:
+        """Move the value of a cached row into a file that is durable; gives the row that cites it.
+
+        Raises `StoreError` when that could not be done.
+        """
+
+    @abstractmethod
+    def delete(self, root_ids: Sequence[bytes], cached: Sequence[CachedRow] = ()) -> None:
+        """Delete the files of outermost runs and of cached values whose rows are gone. Must not raise."""
+
+    @abstractmethod
+    async def read(self, row: RunRow | CachedRow, read_file: Callable[[Path], Awaitable[bytes]]) -> str | None:
         """The JSON of a row's value, checked against its checksum; None when none was recorded.
 
         `read_file` reads a file the way the caller's loop does that. Raises `MissingResultError`

@@ -1,23 +1,27 @@
-"""Stopping runs of this process from wherever one knows their id."""
+"""Stopping runs and running them again, from wherever one knows their id."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from asyncflow._backend.detect import host_here
 from asyncflow._cancellation import cancel, outermost_of
+from asyncflow._engine.declared import Declared
+from asyncflow._engine.resuming import claimed, run_again
 from asyncflow._outcomes import wait_settled
 from asyncflow._rows import FLOW
 from asyncflow._run import Cause, Run
 from asyncflow.client import Client
 from asyncflow.context import current_run
-from asyncflow.exceptions import CannotCancelNestedRunError, RunElsewhereError
+from asyncflow.exceptions import CannotCancelNestedRunError, RunElsewhereError, RunNotFoundError
 from asyncflow.ids import parse_id
 from asyncflow.runtime import HOME
 from asyncflow.states import State
 
-__all__ = ["cancel_flow_run"]
+__all__ = ["cancel_flow_run", "resume_flow_run"]
 
 
 async def cancel_flow_run(
@@ -46,6 +50,40 @@ async def cancel_flow_run(
     if caller is None or outermost_of(caller) is not found:
         await wait_settled(found, host_here(found.services.clock), caller)
     return found.state()
+
+
+async def resume_flow_run(
+    flow_run_id: UUID | str,
+    *,
+    flow: Declared | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    return_state: bool = False,
+    client: Client | None = None,
+) -> Any:
+    """Run a flow run again that did not complete, under its own id and with its own parameters; gives its value.
+
+    Tasks and nested flows whose values are recorded return them without running; the others run, as
+    further attempts. What was recorded is found by task and inputs, so the code may have been edited
+    meanwhile: what changed runs, what did not is reused.
+
+    Args:
+        flow_run_id: An outermost flow run that is Failed, Cancelled, Crashed or interrupted. One whose
+            process died counts as Crashed, also before anybody has noticed.
+        flow: The flow to run it with; without it, the one of this name that the process has declared.
+        parameters: Values by name in place of recorded ones: for what could not be recorded as JSON.
+        return_state: Give the final `State`, whatever the run did, and raise nothing of it.
+        client: Of the runtime whose run it is; without it, of the runtime in force.
+
+    Raises `CannotResumeError`, which says why and what to do, and `RunNotFoundError`.
+    """
+    services = await (client or Client()).services()
+    try:
+        run_id = parse_id(flow_run_id)
+    except (ValueError, AttributeError, TypeError):
+        raise RunNotFoundError(flow_run_id) from None
+    host = host_here(services.clock)
+    claim = await host.run_blocking(partial(claimed, services, run_id, flow, parameters or {}))
+    return await run_again(services, claim, return_state)
 
 
 def _find(flow_run_id: UUID | str) -> Run | None:

@@ -17,6 +17,7 @@ from asyncflow._engine.streams import Stream, open_stream
 from asyncflow._engine.submission import submit
 from asyncflow._engine.sync_streams import open_sync_stream
 from asyncflow._specs import Colour, Kind, Options, Spec, make_spec
+from asyncflow.exceptions import OptionError
 from asyncflow.futures import FutureList
 from asyncflow.logs import install_print_dispatcher
 from asyncflow.placeholders import Unmapped
@@ -92,6 +93,11 @@ class Declaration(Generic[P, R_co]):
         return self._spec.fn
 
     @property
+    def spec(self) -> Spec:
+        """For the engine: what was declared."""
+        return self._spec
+
+    @property
     def name(self) -> str:
         """The name it is recorded under."""
         return self._spec.name
@@ -116,11 +122,14 @@ class Declaration(Generic[P, R_co]):
     def __call__(self: Declaration[..., T], /, *args: Any, return_state: Literal[True], **kwargs: Any) -> State[T]: ...
     @overload
     def __call__(self, /, *args: Any, wait_for: Any, **kwargs: Any) -> R_co: ...
+    @overload
+    def __call__(self, /, *args: Any, run_key: str, **kwargs: Any) -> R_co: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run it, like the function: gives the value (sync) or a coroutine (async), or a stream of a generator's items.
 
         With `return_state=True`: its final `State`, whatever the run did. With `wait_for=[...]`:
-        after these futures, which have to complete.
+        after these futures, which have to complete. With `run_key="..."`: told apart from equal calls
+        in the same run, whose recorded value it is never given when that run is resumed.
         """
         keywords = PLAIN if not kwargs or _OWN.isdisjoint(kwargs) else _taken_from(kwargs)
         arguments = self._spec.binder.bind(*args, **kwargs)
@@ -146,6 +155,12 @@ class Declaration(Generic[P, R_co]):
     ) -> T: ...
     @overload
     async def acall(self: Declaration[..., T], /, *args: Any, wait_for: Any, **kwargs: Any) -> T: ...
+    @overload
+    async def acall(
+        self: Declaration[..., Coroutine[Any, Any, T]], /, *args: Any, run_key: str, **kwargs: Any
+    ) -> T: ...
+    @overload
+    async def acall(self: Declaration[..., T], /, *args: Any, run_key: str, **kwargs: Any) -> T: ...
     async def acall(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run it from async code, whatever its colour: a sync body runs in a worker thread."""
         keywords = _taken_from(kwargs)
@@ -159,7 +174,7 @@ class Declaration(Generic[P, R_co]):
             raise TypeError(f"{self.__name__}.submit(...) gives a future: its state is `future.state`")
         arguments = self._spec.binder.bind(*args, **kwargs)
         self._refuse_generator()
-        return submit(HOME, self, self._spec, arguments, keywords.wait_for)
+        return submit(HOME, self, self._spec, arguments, keywords)
 
     def _refuse_generator(self) -> None:
         if self._spec.colour in (Colour.ASYNC_GENERATOR, Colour.SYNC_GENERATOR):
@@ -304,7 +319,12 @@ _OWN = frozenset(CallKeywords._fields)
 
 
 def _taken_from(kwargs: dict[str, Any]) -> CallKeywords:
-    return CallKeywords(bool(kwargs.pop("return_state", False)), kwargs.pop("wait_for", None))
+    if not kwargs:
+        return PLAIN
+    run_key = kwargs.pop("run_key", None)
+    if run_key is not None and not isinstance(run_key, str):
+        raise OptionError("run_key", run_key, "text that tells this call from equal ones")
+    return CallKeywords(bool(kwargs.pop("return_state", False)), kwargs.pop("wait_for", None), run_key)
 
 
 _CALLS: dict[Colour, Callable[[Any, object, Spec, dict[str, Any], CallKeywords], Any]] = {

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from inspect import currentframe
 from typing import Any, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
+from asyncflow._engine.declared import declare
 from asyncflow._specs import FlowOptions, Kind, Options
 from asyncflow.declarations import Binds, Declaration
 from asyncflow.futures import FlowRunFuture
@@ -28,6 +29,7 @@ class Flow(Declaration[P, R_co]):
 
     def __init__(self, fn: Callable[P, R_co], /, **options: Unpack[FlowOptions]) -> None:
         super().__init__(fn, Options().changed(Kind.FLOW, options), _names_around())
+        declare(self)
 
     # The function's own signature first, which editors show. A future may stand for any argument, anywhere
     # inside it, which no type can say: such a call, and one with `wait_for`, is checked when it is made.

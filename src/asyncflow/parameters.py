@@ -113,6 +113,26 @@ class ParameterModel:
             raise ParameterValidationError(self._flow, [*problems, *more])
         return values
 
+    def restore(self, recorded: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The arguments of a recorded run, typed by the hints, `given` in place of what was recorded.
+
+        Also gives the names of those that cannot be had: they were not JSON, or are new and have no default.
+        """
+        texts: dict[str, Any] = decode(recorded)
+        values: dict[str, Any] = {}
+        missing: list[str] = []
+        for parameter in self._binder.parameters:
+            name = parameter.name
+            if name in given:
+                values[name] = given[name]
+            elif name in texts and not _is_preview(texts[name]):
+                values[name] = _restored(encode(texts[name]), self.hints[name])
+            elif name not in texts and parameter.default is not _EMPTY:
+                values[name] = parameter.default
+            else:
+                missing.append(name)
+        return values, missing
+
     @property
     def hints(self) -> dict[str, Any]:
         """The type of each value that `Binder.bind` gives, by name; `Any` where there is no hint.
@@ -245,6 +265,17 @@ class ParameterModel:
         if problems:
             raise ParameterValidationError(self._flow, problems)
         return _make_model(hints, names)
+
+
+def _is_preview(value: Any) -> bool:
+    return isinstance(value, dict) and list(cast("dict[str, Any]", value)) == [PREVIEW_KEY]
+
+
+def _restored(text: str, hint: Any) -> Any:
+    try:
+        return decode(text, hint)
+    except ValueError:
+        return decode(text)  # it was taken as it was given; the flow's own check has the last word
 
 
 def _require_complete(model: type[BaseModel]) -> None:

@@ -279,7 +279,7 @@ class _Items:
             values = [_hashable(each, made, _IN_A_SET) for each in items]
         else:
             values = [made.get(id(each), each) for each in items]
-        if type(item) is self._base:
+        if type(item) is self._base or hasattr(item, "__await__"):  # the latter is what `map` gives
             return self._base(values)
         if self._fill is None:
             rebuilt = self._base.__new__(type(item), values)  # what a named tuple's `_make` does

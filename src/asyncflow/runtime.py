@@ -30,7 +30,9 @@ from asyncflow.context import FlowRunContext, TaskRunContext
 from asyncflow.exceptions import RuntimeClosedError
 from asyncflow.results import FileResults
 from asyncflow.settings import Settings
+from asyncflow.stores.memory import MemoryStore
 from asyncflow.stores.sqlite import SQLiteStore
+from asyncflow.upkeep import Upkeep
 
 __all__ = ["HOME", "Runtime", "flow_run", "task_run"]
 
@@ -66,6 +68,7 @@ class Runtime:
         self._clock = clock or SystemClock()
         self._given_store = store
         self._services: Services | None = None
+        self._upkeep: Upkeep | None = None
         self._closed = False
         self._lock = threading.Lock()
         self._token: Token[Runtime | None] | None = None
@@ -80,15 +83,22 @@ class Runtime:
         """For the engine: what its runs share, while it is open."""
         return self._services
 
-    def open(self) -> Services:
-        """Open the store. Blocks; a second call gives the same services."""
+    def open(self, *, upkeep: bool = True) -> Services:
+        """Open the store and end the runs of processes that have died. Blocks; a second call gives the same services.
+
+        With `upkeep=False` nothing is ended or deleted, now or later: for those who only look.
+        """
         if self._closed:
             raise RuntimeClosedError(self.home)
         if self._services is not None:
             return self._services
         with self._lock:  # several readers may be its first users
             if self._services is None:
-                self._services = self._make_services()
+                services = self._make_services()
+                if upkeep and not isinstance(services.store, MemoryStore):
+                    self._upkeep = Upkeep(services)
+                    self._upkeep.open()  # before the first run
+                self._services = services
                 _open.add(self)
             return self._services
 
@@ -111,10 +121,15 @@ class Runtime:
         self._closed = True
         _open.discard(self)
         services, self._services = self._services, None
+        upkeep, self._upkeep = self._upkeep, None
+        if upkeep is not None:
+            upkeep.stop()
         if services is not None:
             for run in services.live():  # of a loop that was stopped in the middle: nothing can end it now
                 bury(run, "its runtime was closed before it ended")
             services.store.close()
+        if upkeep is not None:
+            upkeep.join()
 
     def __enter__(self) -> Self:
         self.open()
@@ -132,6 +147,7 @@ class Runtime:
     async def __aenter__(self) -> Self:
         await host_here(self._clock).run_blocking(self.open)
         self._token = _in_force.set(self)
+        # Here: the interrupted flow runs that resume by themselves begin, before the block does.
         return self
 
     async def __aexit__(
@@ -203,12 +219,12 @@ class _Home:
         """The services of all runtimes of this process that are open."""
         return [services for runtime in list(_open) if (services := runtime.services) is not None]
 
-    def open_default(self) -> Services:
-        """Open the default runtime, once per process. Blocks."""
+    def open_default(self, *, upkeep: bool = True) -> Services:
+        """Open the default runtime, once per process; `upkeep` is as for `Runtime.open`. Blocks."""
         with self._lock:
             if self._default is None:
                 runtime = Runtime()
-                services = runtime.open()
+                services = runtime.open(upkeep=upkeep)
                 self._default = runtime
                 # What was recorded and waits is written; threads of ours are daemons by then.
                 atexit.register(runtime.close)

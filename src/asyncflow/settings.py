@@ -47,6 +47,15 @@ class Settings:
     """How many task bodies with a tag run at once: `{"database": 10}`; in the environment as JSON."""
     log_level: str = "INFO"
     """The lowest level of run logs that is kept in the store."""
+    retention_days: float = 30.0
+    """How long an outermost run is kept after it ended, with all below it; 0 = for ever."""
+    retention_runs: int = 0
+    """Most outermost runs that are kept, the oldest ended ones going first; 0 = no limit."""
+    retention_bytes: int = 4 * 1024**3
+    """Most bytes that the database may hold, the oldest ended runs going first; 0 = no limit."""
+    upkeep_seconds: float = 1.0
+    """How often a runtime looks whether another process on its home has died and whether there is
+    something to delete; 0 = only when it opens."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -71,7 +80,14 @@ class Settings:
         return cls(**values)
 
 
-_LEAST = {"parameters_limit": 0, "max_threads": 1, "nesting_limit": 1, "queue_limit": 1}
+_LEAST = {
+    "parameters_limit": 0,
+    "max_threads": 1,
+    "nesting_limit": 1,
+    "queue_limit": 1,
+    "retention_runs": 0,
+    "retention_bytes": 0,
+}
 
 
 def _check(field: str, option: str, value: Any, given: object = None) -> None:
@@ -98,8 +114,10 @@ def _expected(field: str, value: Any) -> str | None:
             return None if _are_limits(value) else "whole numbers from 1 by tag, such as {'database': 10}"
         case "persist_results_by_default":
             return None if isinstance(value, bool) else "true or false"
-        case "parameters_limit" | "max_threads" | "nesting_limit" | "queue_limit":
-            least = _LEAST[field]
+        case "retention_days":
+            return None if is_number and 0 <= value < math.inf else "days: a number from 0"
+        case name if name in _LEAST:
+            least = _LEAST[name]
             return None if is_number and isinstance(value, int) and value >= least else f"a whole number from {least}"
         case _:
             return None if is_number and 0 <= value < math.inf else "seconds: a number from 0"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, STATE_TYPES, TASK, LogRow, RunRow
+from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, STATE_TYPES, TASK, CachedRow, LogRow, RunRow, TransactionRow
 from asyncflow.abc import LogQuery, RunQuery, RunStore, Ticket
 from asyncflow.exceptions import RuntimeClosedError
 from asyncflow.ids import new_id
@@ -73,8 +73,11 @@ def test_every_column_comes_back(store: RunStore) -> None:
         state=FAILED, state_name="TimedOut", message="m", created=START, started=START + 1, ended=START + 2,
         run_count=2, seq=5, tags='["a"]', parameters='{"x":1}', result='"r"', result_file=None, error='{"type":"E"}',
         history="[[1,null,null,1]]", details='{"version":"1"}',
+        digest=bytes(range(16)), owner=3,
     )  # fmt: skip
-    empty = RunRow._make(None for _ in RunRow._fields)._replace(id=new_id(), kind=TASK, created=START, seq=1)
+    empty = RunRow._make(None for _ in RunRow._fields)._replace(
+        id=new_id(), kind=TASK, created=START, seq=1, owner=0
+    )
     record(store, row, empty)
     assert store.read_run(row.id) == row
     assert store.read_run(empty.id) == empty
@@ -373,6 +376,20 @@ def test_a_closed_store_refuses_everything_and_can_be_closed_again(store: RunSto
         lambda: store.read_runs(RunQuery(kinds=ALL)),
         lambda: store.read_tree(new_id()),
         lambda: store.read_logs(LogQuery(run_id=new_id())),
+        lambda: store.read_children(new_id()),
+        lambda: store.reap(START),
+        lambda: store.read_interrupted(),
+        lambda: store.claim(new_id(), 1, START),
+        lambda: store.read_cached("k"),
+        lambda: store.write_cached(CachedRow("k", "t", new_id(), START, None, "1", None)),
+        lambda: store.delete_cached(START),
+        lambda: store.write_transaction(TransactionRow(new_id(), None, None, 0, START, None, 1, None, None)),
+        lambda: store.read_transactions(),
+        lambda: store.size(),
+        lambda: store.count_outermost(),
+        lambda: store.read_oldest(5),
+        lambda: store.delete_runs([new_id()]),
+        lambda: store.give_back(),
     ]
     for use in uses:
         with pytest.raises(RuntimeClosedError):

@@ -22,11 +22,13 @@ async def follow_up(run: Run) -> None:
     if run.unseen is not None:
         warn_of_unseen(run)
     services, host, type_ = run.services, run.host, run.status.type
+    if run.is_answered:
+        return  # all this was in its first life
     if isinstance(run.error, GeneratorExit):
         return  # the coroutine is being closed: it must not wait for anything
     settings = services.settings
     held_back: BaseException | None = None
-    if run.parent is None or run.spec.options.durability == "task":
+    if run.parent is None or run.is_durable:
         on_disk, problem, held_back = await host.confirm(services.store, settings.durability_seconds)
         if not on_disk and (run.error is None or isinstance(run.error, Exception)):
             run.error = _not_durable(run, problem, run.error)

@@ -21,6 +21,7 @@ __all__ = [
     "PLAIN",
     "CallKeywords",
     "Home",
+    "apply_keywords",
     "call_async",
     "call_sync",
     "deliver",
@@ -38,6 +39,7 @@ class CallKeywords(NamedTuple):
 
     return_state: bool = False
     wait_for: Any = None
+    run_key: str | None = None
 
 
 PLAIN = CallKeywords()
@@ -69,8 +71,8 @@ async def call_async(
             run = await _outermost(home, owner, spec, arguments)
         else:
             run = _child(before, owner, spec, arguments)
-        if keywords.wait_for is not None:
-            _wait_first(run, keywords.wait_for)
+        if keywords is not PLAIN:
+            apply_keywords(run, keywords)
         await execute(run)
         return deliver(run, keywords.return_state)
     except BaseException:
@@ -88,8 +90,8 @@ def call_sync(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], 
             run = make_outermost(home.in_force() or home.open_default(), owner, spec, arguments)
         else:
             run = _child(before, owner, spec, arguments)
-        if keywords.wait_for is not None:
-            _wait_first(run, keywords.wait_for)
+        if keywords is not PLAIN:
+            apply_keywords(run, keywords)
         engine = execute(run)
         try:
             engine.send(None)
@@ -144,9 +146,12 @@ def _child(parent: Run, owner: object, spec: Spec, arguments: dict[str, Any]) ->
     return run
 
 
-def _wait_first(run: Run, wait_for: Any) -> None:
-    run.wait_for = wait_for
-    run.is_special = True
+def apply_keywords(run: Run, keywords: CallKeywords) -> None:
+    """Have a run heed what its call said beside the function's arguments."""
+    run.run_key = keywords.run_key
+    if keywords.wait_for is not None:
+        run.wait_for = keywords.wait_for
+        run.is_special = True
 
 
 def tags_for(spec: Spec) -> frozenset[str]:

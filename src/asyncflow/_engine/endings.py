@@ -155,8 +155,8 @@ def _keep_value(run: Run, ending: Ending) -> Ending:
 
 
 def _warn_once(run: Run, error: NotJSONError) -> None:
-    if not run.spec.persistence_warned[0]:
-        run.spec.persistence_warned[0] = True
+    if "not kept" not in run.spec.said:
+        run.spec.said.add("not kept")
         library_logger().warning(
             "the result of %s %r is not kept (said once): %s", run.spec.kind.value, run.spec.name, error
         )

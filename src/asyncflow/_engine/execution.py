@@ -11,9 +11,11 @@ from asyncflow._engine.aftermath import conclude, follow_up
 from asyncflow._engine.attempt import attempt, clear_up
 from asyncflow._engine.endings import ending_of_cause, ending_of_raised, finish
 from asyncflow._engine.hooks import allows_retry, run_hooks
+from asyncflow._engine.identity import identify
 from asyncflow._engine.inputs import may_hold_futures
 from asyncflow._engine.preparation import join_parent, not_begun, prepare, take_places
 from asyncflow._engine.reaching import reachably
+from asyncflow._engine.recall import ANSWERED, remember
 from asyncflow._rules import Ending
 from asyncflow._run import Run
 from asyncflow.retries import delay_after
@@ -44,12 +46,15 @@ async def execute(run: Run) -> None:
                 ending = ending_of_raised(run, error)
             if run.children is not None and not run.is_alone:
                 ending = await clear_up(run, ending)
-            finish(run, ending)
+            if ending is not ANSWERED:
+                finish(run, ending)
             del ending  # as in `_attempts`
         finally:
             # Does something only when the lines above were torn apart themselves.
             crash(run, "the engine was interrupted")
-            if run.parent is None or run.spec.has_aftermath or run.unseen is not None:
+            if run.transaction is not None:
+                run.transaction.ended(run)
+            if run.parent is None or run.spec.has_aftermath or run.is_durable or run.unseen is not None:
                 await follow_up(run)
     except BaseException as error:
         if not run.is_hosted:
@@ -101,9 +106,17 @@ async def _attempts(run: Run) -> Ending:
         finally:
             # The exception in it holds the attempt's frames and through them this one: a cycle.
             del ending
-        if stopped := await reachably(run, partial(run.host.sleep, delay)):
+        if stopped := await _rest(run, delay):
             return stopped
         run.closing = False
+
+
+async def _rest(run: Run, delay: float) -> Ending | None:
+    """What lies between two attempts; gives an ending when the run was cancelled meanwhile."""
+    stopped = await reachably(run, partial(run.host.sleep, delay))
+    if stopped is None and run.spec.is_flow and run.children is not None:
+        stopped = await reachably(run, partial(remember, run))
+    return stopped
 
 
 def _begin(run: Run) -> None:
@@ -112,12 +125,14 @@ def _begin(run: Run) -> None:
         run.run_count += 1
         run.enter(StateType.RUNNING, now, name="Retrying")
     else:
+        if run.digest is None and run.parent is not None and run.stream is None:
+            identify(run)
         run.begin(now)
 
 
 async def _last_word(run: Run, ending: Ending, asked: int) -> Ending | None:
     """The ending of a run whose attempt failed; None when there is to be another attempt."""
-    if run.is_final or run.cause is not None or run.run_count > run.spec.options.retries:
+    if run.is_final or run.cause is not None or run.run_count - run.spent > run.spec.options.retries:
         return ending
     if run.host.cancels_asked() > asked and not _is_ambiguous(ending):
         return ending  # it answered its caller's cancellation with an exception: the caller wants no more of it
@@ -135,7 +150,8 @@ def _delay(run: Run) -> float:
     import random  # only runs that are retried need it
 
     options = run.spec.options
-    return delay_after(run.run_count, options.retry_delay_seconds, options.retry_jitter_factor, random.random)
+    attempts = run.run_count - run.spent
+    return delay_after(attempts, options.retry_delay_seconds, options.retry_jitter_factor, random.random)
 
 
 def _until(moment: float) -> dict[str, Any]:

@@ -42,7 +42,8 @@ async def resolve_inputs(run: Run) -> Ending | None:
     given = (dict(run.arguments), run.wait_for)
     while upstream := [each for each in _runs_in(given) if not each.is_settled]:
         # Again, because a list that it was given may have got more of them meanwhile.
-        if not run.status.seq:
+        if not run.status.seq and (run.parent is None or run.parent.past is None):
+            # (Below a run that runs again it may turn out to be one that is recorded already.)
             run.enter(StateType.PENDING, run.services.clock.now())
         if stopped := await reachably(run, partial(_wait_for_all, run, upstream)):
             return stopped

@@ -21,7 +21,7 @@ Start = Callable[[tuple[Any, ...], dict[str, Any]], RunFuture[T]]
 
 def submit_each(function: str, start: Start[T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> FutureList[T]:
     """Submit one run per item of the iterables among the arguments."""
-    own = {name: kwargs.pop(name) for name in ("wait_for",) if name in kwargs}
+    own: dict[str, Any] = {name: kwargs.pop(name) for name in ("wait_for", "run_key") if name in kwargs}
     given = _Arguments(function, args, kwargs)
     if given.is_async:
         return _AsyncFutureList(given, lambda args, kwargs: start(args, {**kwargs, **own}))

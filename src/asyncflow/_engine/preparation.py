@@ -7,8 +7,10 @@ from functools import partial
 from asyncflow._backend.base import Host, Signal
 from asyncflow._engine.endings import ending_of_cause
 from asyncflow._engine.hooks import name_of_run
+from asyncflow._engine.identity import identify
 from asyncflow._engine.inputs import may_hold_futures, resolve_inputs
 from asyncflow._engine.reaching import reachably
+from asyncflow._engine.recall import recall
 from asyncflow._names import slug
 from asyncflow._outcomes import blocked
 from asyncflow._places import Places
@@ -36,12 +38,26 @@ async def prepare(run: Run) -> Ending | None:
         if may_hold_futures(run) and (stopped := await resolve_inputs(run)):
             return stopped
         if run.spec.is_prepared:
-            _enter_pending(run)
+            if not _has_past(run):  # a run that is found in the records goes on under its old id
+                _enter_pending(run)
             await _check_parameters(run)
+        if run.is_special and (stopped := await _find_record(run)):
+            return stopped
     except Exception as error:  # noqa: BLE001  # the caller gets it; the run is Failed, and never was Running
         _enter_pending(run)
         return ending_of_error(error)
     return None
+
+
+async def _find_record(run: Run) -> Ending | None:
+    if not _has_past(run) or run.stream is not None:
+        return None
+    identify(run)
+    return await recall(run)
+
+
+def _has_past(run: Run) -> bool:
+    return run.parent is not None and run.parent.past is not None
 
 
 def not_begun(run: Run) -> Ending:
@@ -65,7 +81,7 @@ async def _check_parameters(run: Run) -> None:
     """Check the parameters and give the run its name; whatever this raises fails the run."""
     spec = run.spec
     if spec.model is not None:
-        run.name = slug(run.id)
+        run.name = run.name or slug(run.id)
         limit = run.services.settings.parameters_limit
         try:
             if spec.options.validate_parameters:

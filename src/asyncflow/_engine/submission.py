@@ -10,7 +10,7 @@ from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
 from asyncflow._backend.portal import on_portal
 from asyncflow._cancellation import bury, outermost_of
-from asyncflow._engine.calls import Home, limit_by_tags, make_outermost, tags_for
+from asyncflow._engine.calls import PLAIN, CallKeywords, Home, apply_keywords, limit_by_tags, make_outermost, tags_for
 from asyncflow._engine.checkpoints import check_call
 from asyncflow._engine.endings import finish
 from asyncflow._engine.execution import execute
@@ -27,12 +27,14 @@ from asyncflow.exceptions import NoRuntimeError, RunCancelledError
 from asyncflow.futures import FlowRunFuture, RunFuture, TaskFuture
 from asyncflow.states import StateType
 
-__all__ = ["submit"]
+__all__ = ["begin_hosted", "submit"]
 
 _MICRO = 1_000_000
 
 
-def submit(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], wait_for: Any = None) -> RunFuture[Any]:
+def submit(
+    home: Home, owner: object, spec: Spec, arguments: dict[str, Any], keywords: CallKeywords = PLAIN
+) -> RunFuture[Any]:
     """Start a run as a child of the current one, or of the open runtime; gives its future at once."""
     parent = current_run.get()
     if parent is None:
@@ -40,9 +42,8 @@ def submit(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], wai
     else:
         check_call(parent)  # as each call of ours does
         run = _child(parent, owner, spec, arguments)
-    if wait_for is not None:
-        run.wait_for = wait_for
-        run.is_special = True
+    if keywords is not PLAIN:
+        apply_keywords(run, keywords)
     run.is_hosted = True
     run.created = run.latest = int(run.services.clock.now() * _MICRO)
     join_parent(run)
@@ -50,14 +51,18 @@ def submit(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], wai
         run.places = Places(run.limiters)
         run.places.line_up()
     future: RunFuture[Any] = (FlowRunFuture if spec.is_flow else TaskFuture)(run)
-    context = copy_context()
+    begin_hosted(run, copy_context())
+    return future
+
+
+def begin_hosted(run: Run, context: Context) -> None:
+    """Have a run that is linked begin in a task of its own, on its host or, where that is no loop, on the process's."""
     if run.host.is_inline:
         on_portal(partial(_begin_on_portal, run, context))
     elif run.host.here():
         _begin(run, context)
     else:
         run.host.post(partial(_begin, run, context))
-    return future
 
 
 def _outermost(home: Home, owner: object, spec: Spec, arguments: dict[str, Any]) -> Run:

@@ -10,11 +10,14 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from asyncflow import __version__
-from asyncflow.cli import runs
+from asyncflow.cli import runs, upkeep
+from asyncflow.cli.doctor import doctor
 from asyncflow.cli.home import Home, use_home
 from asyncflow.cli.load import load_flow
 from asyncflow.cli.output import UsageError, complain, json_text, only_data_on_stdout, write_data
-from asyncflow.cli.run import INTERRUPTED, Backend, run_flow
+from asyncflow.cli.resume import resume
+from asyncflow.cli.run import run_flow
+from asyncflow.cli.watched import INTERRUPTED, Backend, Look
 from asyncflow.exceptions import (
     AsyncflowError,
     EntrypointError,
@@ -31,12 +34,16 @@ _MISUSES = (EntrypointError, OptionError, ParametersTooLargeError, UsageError)
 
 app = App(
     name="asyncflow",
-    help="Run flows, and look at what was recorded of them.",
+    help="Run flows, and see to what was recorded of them.",
     version=__version__,
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
 app.command(runs.app)
+for command in (resume, upkeep.reap, upkeep.rm):
+    runs.app.command(command)
+app.command(upkeep.gc)
+app.command(doctor)
 
 Entrypoint = Annotated[str, Parameter(help="path/to/file.py:flow or package.module:flow.")]
 
@@ -73,7 +80,8 @@ def run(
     command was misused and 130 after Ctrl-C.
     """
     use_home(home)
-    return run_flow(entrypoint, pairs=param or (), file=params, backend=backend, plain=plain, show_traceback=traceback)
+    look = Look(backend=backend, plain=plain, traceback=traceback)
+    return run_flow(entrypoint, look, pairs=param or (), file=params)
 
 
 @app.command

@@ -8,12 +8,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from asyncflow._rows import RunRow
 from asyncflow._services import Services
-from asyncflow.exceptions import AsyncflowError
+from asyncflow.cli.words import id_of
+from asyncflow.exceptions import AsyncflowError, RunNotFoundError
 from asyncflow.runtime import HOME
 from asyncflow.settings import Settings
 
-__all__ = ["Home", "NothingRecordedError", "open_recorded", "use_home"]
+__all__ = ["Home", "NothingRecordedError", "open_recorded", "row_of", "use_home"]
 
 Home = Annotated[
     str | None,
@@ -38,10 +40,22 @@ def use_home(home: str | None) -> None:
         os.environ["ASYNCFLOW_HOME"] = os.path.abspath(home)  # noqa: PTH100  # resolve() would follow links
 
 
-def open_recorded(home: str | None) -> Services:
-    """Open a home that exists. Raises `NothingRecordedError` instead of making one."""
+def open_recorded(home: str | None, *, upkeep: bool = False) -> Services:
+    """Open a home that exists, without upkeep: who only looks must not change what is there.
+
+    (What is kept for how long may be said in the program whose home it is, where a command does not see it.)
+    Raises `NothingRecordedError` instead of making a home.
+    """
     use_home(home)
     folder = Settings.load().home
     if not (folder / "asyncflow.db").exists():
         raise NothingRecordedError(folder)
-    return HOME.open_default()
+    return HOME.open_default(upkeep=upkeep)
+
+
+def row_of(services: Services, run_id: str) -> RunRow:
+    """The row of a run that the command line names. Raises `RunNotFoundError`."""
+    row = services.store.read_run(id_of(run_id))
+    if row is None:
+        raise RunNotFoundError(run_id, services.settings.home)
+    return row

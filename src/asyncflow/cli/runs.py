@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -14,7 +14,7 @@ from rich.text import Text
 from asyncflow._backend.inline import drive
 from asyncflow._rows import FLOW, TASK, RunRow, flow_run_of, microseconds, task_run_of
 from asyncflow.abc import RunQuery
-from asyncflow.cli.home import Home, open_recorded
+from asyncflow.cli.home import Home, open_recorded, row_of
 from asyncflow.cli.live import state_style
 from asyncflow.cli.output import (
     UsageError,
@@ -28,19 +28,15 @@ from asyncflow.cli.output import (
 )
 from asyncflow.cli.records import log_json, run_json, show_json
 from asyncflow.cli.show import print_run
+from asyncflow.cli.words import AsJSON, RunId, count_of, id_of, moment_of, states_of
 from asyncflow.client import get_client
 from asyncflow.exceptions import RunNotFoundError
-from asyncflow.ids import parse_id
-from asyncflow.states import StateType
 
 __all__ = ["app"]
 
-app = App(name="runs", help="List runs and look at what was recorded of them.")
+app = App(name="runs", help="List runs, look at what was recorded of them, resume and delete them.")
 
-RunId = Annotated[str, Parameter(help="The id of a flow run or a task run.")]
-AsJSON = Annotated[bool, Parameter(name="--json", help="One JSON document.", negative="")]
 _ROOM_FOR_NAMES = 100
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 @app.command
@@ -70,14 +66,14 @@ def ls(
         raise UsageError("--flow lists flow runs and --task lists task runs; give one of them")
     query = RunQuery(
         kinds=frozenset({TASK} if tasks or task is not None else {FLOW}),
-        states=_states(state),
+        states=states_of(state),
         name=name,
         function=task if task is not None else flow,
         tags=frozenset(tag) if tag else None,
-        flow_run_id=None if within is None else _id(within),
-        since=_since(since),
-        limit=_count("--limit", limit),
-        offset=_count("--offset", offset),
+        flow_run_id=None if within is None else id_of(within),
+        since=moment_of("--since", since),
+        limit=count_of("--limit", limit),
+        offset=count_of("--offset", offset),
     )
     rows = open_recorded(home).store.read_runs(query)
     if json:
@@ -91,7 +87,7 @@ def ls(
 def show(run_id: RunId, /, *, json: AsJSON = False, home: Home = None) -> int:
     """Show a run: its states, parameters, result or error, and the runs it called."""
     services = open_recorded(home)
-    rows = services.store.read_tree(_id(run_id))
+    rows = services.store.read_tree(id_of(run_id))
     if not rows:
         raise RunNotFoundError(run_id, services.settings.home)
     states = drive(get_client().read_states(run_id))
@@ -114,8 +110,8 @@ def logs(
 ) -> int:
     """Print what a run logged, oldest first: of a flow run with its tasks, or of a task run."""
     services = open_recorded(home)
-    _known(services.store.read_run(_id(run_id)), run_id, services.settings.home)
-    records = drive(get_client().read_logs(run_id, level=level, limit=_count("--limit", limit)))
+    row_of(services, run_id)
+    records = drive(get_client().read_logs(run_id, level=level, limit=count_of("--limit", limit)))
     if json:
         write_data(json_text([log_json(record) for record in records]))
         return 0
@@ -130,52 +126,9 @@ def logs(
 def result(run_id: RunId, /, *, home: Home = None) -> int:
     """Print the recorded value of a completed run, as JSON."""
     services = open_recorded(home)
-    _known(services.store.read_run(_id(run_id)), run_id, services.settings.home)
+    row_of(services, run_id)
     write_data(json_text(drive(get_client().read_result(run_id))))
     return 0
-
-
-# --- words to values -------------------------------------------------------------------------
-
-
-def _id(text: str) -> bytes:
-    try:
-        return parse_id(text)
-    except ValueError:
-        raise RunNotFoundError(text) from None
-
-
-def _known(row: RunRow | None, run_id: str, home: object) -> None:
-    if row is None:
-        raise RunNotFoundError(run_id, str(home))
-
-
-def _states(names: Iterable[str] | None) -> frozenset[StateType] | None:
-    if not names:
-        return None
-    try:
-        return frozenset(StateType(name.upper()) for name in names)
-    except ValueError:
-        known = ", ".join(type_.value.lower() for type_ in StateType)
-        raise UsageError(f"--state {' '.join(names)!r}: the states are {known}") from None
-
-
-def _count(option: str, number: int) -> int:
-    if number < 0:
-        raise UsageError(f"{option} {number}: it must be 0 or more")
-    return number
-
-
-def _since(text: str | None) -> int | None:
-    if text is None:
-        return None
-    number, unit = text[:-1], text[-1:]
-    try:
-        if unit in _UNITS:
-            return microseconds(datetime.now(UTC) - timedelta(**{_UNITS[unit]: float(number)}))
-        return microseconds(datetime.fromisoformat(text).astimezone())
-    except (ValueError, OverflowError):
-        raise UsageError(f"--since {text!r}: write a date, a date and time, or 90s, 15m, 2h, 7d") from None
 
 
 def _level_name(level: int) -> str:

@@ -13,12 +13,16 @@ from asyncflow.exceptions.calls import (
     MapError,
     MissingResultError,
     NotAFunctionError,
+    NotDigestibleError,
     NotJSONError,
     OptionError,
     ParametersTooLargeError,
     ParameterValidationError,
     ReservedParameterError,
     SyncCallOnEventLoopError,
+    TransactionEndedError,
+    TransactionReusedError,
+    TransactionValueError,
     WaitOnEventLoopError,
 )
 from asyncflow.exceptions.home import (
@@ -36,6 +40,7 @@ from asyncflow.exceptions.home import (
 )
 from asyncflow.exceptions.runs import (
     CannotCancelNestedRunError,
+    CannotResumeError,
     CrashedRunError,
     FailedRunError,
     IllegalTransitionError,
@@ -54,6 +59,7 @@ from asyncflow.exceptions.runs import (
 __all__ = [
     "AsyncflowError",
     "CannotCancelNestedRunError",
+    "CannotResumeError",
     "CrashedRunError",
     "DurabilityError",
     "EntrypointError",
@@ -69,6 +75,7 @@ __all__ = [
     "NestingTooDeepError",
     "NoRuntimeError",
     "NotAFunctionError",
+    "NotDigestibleError",
     "NotJSONError",
     "OptionError",
     "ParameterValidationError",
@@ -83,6 +90,9 @@ __all__ = [
     "StoreBusyError",
     "StoreError",
     "SyncCallOnEventLoopError",
+    "TransactionEndedError",
+    "TransactionReusedError",
+    "TransactionValueError",
     "UnfinishedRunError",
     "UnsupportedSchemaError",
     "UpstreamFailedError",

@@ -14,12 +14,16 @@ __all__ = [
     "MapError",
     "MissingResultError",
     "NotAFunctionError",
+    "NotDigestibleError",
     "NotJSONError",
     "OptionError",
     "ParameterValidationError",
     "ParametersTooLargeError",
     "ReservedParameterError",
     "SyncCallOnEventLoopError",
+    "TransactionEndedError",
+    "TransactionReusedError",
+    "TransactionValueError",
     "WaitOnEventLoopError",
 ]
 
@@ -150,6 +154,18 @@ class NotJSONError(AsyncflowError, TypeError):
         )
 
 
+class NotDigestibleError(AsyncflowError, TypeError):
+    """Arguments cannot be compared with those of another call by a digest."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        self.problem = problem
+        super().__init__(
+            f"{path} cannot be digested: {problem}. Pass plain data, a dataclass or a pydantic model, or say that "
+            f"the argument does not identify the call: {path.partition('.')[0].partition('[')[0]}: NoKey[...]"
+        )
+
+
 class MissingResultError(AsyncflowError):
     """A completed run has no recorded value (it was not persisted, or its file is gone)."""
 
@@ -157,3 +173,39 @@ class MissingResultError(AsyncflowError):
         self.run_id: str = str(run_id)
         self.reason = reason
         super().__init__(f"run {self.run_id} has no recorded result: {reason}")
+
+
+class TransactionEndedError(AsyncflowError, RuntimeError):
+    """Something was begun inside a transaction that is being rolled back or committed, or is over."""
+
+    def __init__(self, what: str, transaction: str) -> None:
+        self.what = what
+        self.transaction = transaction
+        super().__init__(
+            f"{what} inside {transaction}, whose block is ending or has ended, so it could be neither committed "
+            f"nor rolled back with it. Do it before the block ends; a task or thread that goes on after the block "
+            f"has to be started outside of it, and a hook is outside by itself"
+        )
+
+
+class TransactionReusedError(AsyncflowError, RuntimeError):
+    """A transaction object was entered a second time."""
+
+    def __init__(self, transaction: str) -> None:
+        self.transaction = transaction
+        super().__init__(
+            f"{transaction} has been entered before, and a transaction is entered once: "
+            f"write `transaction(...)` anew for each block"
+        )
+
+
+class TransactionValueError(AsyncflowError, LookupError):
+    """`txn.get` was asked for a value that neither the transaction nor one around it has."""
+
+    def __init__(self, name: str, transaction: str) -> None:
+        self.name = name
+        self.transaction = transaction
+        super().__init__(
+            f"{transaction} and those around it have no value {name!r}: put it there with "
+            f"txn.set({name!r}, ...), or give a default: txn.get({name!r}, None)"
+        )

@@ -8,6 +8,7 @@ from asyncflow.exceptions.base import AsyncflowError, StateError
 
 __all__ = [
     "CannotCancelNestedRunError",
+    "CannotResumeError",
     "CrashedRunError",
     "FailedRunError",
     "IllegalTransitionError",
@@ -136,6 +137,16 @@ class RunElsewhereError(AsyncflowError):
         self.run_id: str = str(run_id)
         self.state = state
         super().__init__(f"run {self.run_id} is {state}, and not in this process: cancel it in the process it runs in")
+
+
+class CannotResumeError(AsyncflowError):
+    """A run cannot be run again."""
+
+    def __init__(self, run_id: object, why: str, instead: str) -> None:
+        self.run_id: str = str(run_id)
+        self.why = why
+        self.instead = instead
+        super().__init__(f"run {self.run_id} cannot be resumed: {why}. {instead}")
 
 
 class NoRuntimeError(AsyncflowError, RuntimeError):

@@ -17,16 +17,19 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from asyncflow.exceptions import HomeError, StoreBusyError, StoreError, UnsupportedSchemaError
+from asyncflow.stores._queries import number
 from asyncflow.stores._schema import APPLICATION_ID, VERSION, migrate
 
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["Database"]
+__all__ = ["LOCKS", "Database", "transaction"]
 
+LOCKS = "locks"
+"""The folder of the lock files."""
 _NAME = "asyncflow.db"
 _OPENING_SECONDS = 10.0
 """How long opening waits for other processes that open the same file, or write to it."""
@@ -57,7 +60,10 @@ class Database:
         self.path = self.home / _NAME
         self._synchronous = synchronous
         self._busy_seconds = busy_seconds
+        self.checkpoint_lock = self.home / LOCKS / "checkpoint"
+        """Held by whichever process copies the log into the file."""
         _make_private_folder(self.home)
+        _make_private_folder(self.home / LOCKS)
         _make_private_file(self.path)
         with self.mapped("opening the database", HomeError):
             self._identity = _identity(self.path)
@@ -71,6 +77,7 @@ class Database:
             connection = self._connect(_OPENING_SECONDS)
             try:
                 self._prepare(connection)
+                connection.execute("PRAGMA wal_autocheckpoint = 0")  # see `_checkpoints`
                 connection.execute(f"PRAGMA busy_timeout = {round(self._busy_seconds * 1000)}")
             except BaseException:
                 connection.close()
@@ -78,8 +85,7 @@ class Database:
             return connection
 
     def open_reader(self) -> sqlite3.Connection:
-        """A connection that cannot write, nor run checkpoints: only the writer's does (an old
-        fault of SQLite's can damage the file when two connections run one at the same time)."""
+        """A connection that cannot write, nor run checkpoints: see `_checkpoints`."""
         with self.mapped("opening the database"):
             connection = self._connect(self._busy_seconds)
             connection.execute("PRAGMA query_only = ON")
@@ -146,30 +152,40 @@ class Database:
             self._migrate(connection)
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(connection):
             # Read again under the lock: another process may have been first.
             found = self._check_version(connection)
             if found < VERSION:
                 migrate(connection, found)
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
 
     def _check_version(self, connection: sqlite3.Connection) -> int:
         """The schema's version, 0 for an empty file; refuses what is not ours or too new."""
         # In this order: another process may make the schema between two of these, in one commit, and
         # whoever saw a table or a version of it must then see whose it is.
-        tables = _number(connection, "SELECT count(*) FROM sqlite_master")
-        found = _number(connection, "PRAGMA user_version")
-        application = _number(connection, "PRAGMA application_id")
+        tables = number(connection, "SELECT count(*) FROM sqlite_master")
+        found = number(connection, "PRAGMA user_version")
+        application = number(connection, "PRAGMA application_id")
         if application != APPLICATION_ID and (application or found or tables):
             raise HomeError("opening the database", self.path, "the file is a database of another program's")
         if found > VERSION:
             raise UnsupportedSchemaError(self.path, found=found, supported=VERSION)
         return found
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Generator[None]:
+    """Holds the database's write lock; commits at the end, or rolls back."""
+    if connection.in_transaction:  # a rollback of the last try failed
+        connection.execute("ROLLBACK")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # After some errors SQLite has rolled back by itself, and a second time would be an error.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> str:
@@ -189,11 +205,6 @@ def _switch_to_wal(connection: sqlite3.Connection) -> str:
             time.sleep(0.01)
         else:
             return str(mode)
-
-
-def _number(connection: sqlite3.Connection, query: str) -> int:
-    row: tuple[Any, ...] = connection.execute(query).fetchone()
-    return int(row[0])
 
 
 def _identity(path: Path) -> tuple[int, int]:

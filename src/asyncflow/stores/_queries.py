@@ -7,22 +7,54 @@ see that a partial index applies.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES, LogRow, RunRow
+from asyncflow._rows import ACTIVE, FIRST_FINAL, FLOW, STAND_IN, STATE_CODES, CachedRow, LogRow, RunRow, TransactionRow
 from asyncflow.abc import LogQuery, RunQuery
+from asyncflow.stores._orphans import INTERRUPTED, PAUSED
 
-__all__ = ["READ_RUN", "READ_TREE", "logs", "runs"]
+if TYPE_CHECKING:
+    import sqlite3
+
+__all__ = [
+    "CACHED", "COUNT_OUTERMOST", "OWNERS", "PROCESSES", "READ_CACHED", "READ_CHILDREN", "READ_INTERRUPTED", "READ_RUN",
+    "READ_TREE", "RUN", "TRANSACTION", "logs", "number", "oldest", "runs", "transactions",
+]  # fmt: skip
 
 Query = tuple[str, list[Any]]
 
-_RUN = ", ".join(f"run.{name}" for name in RunRow._fields)
+RUN = ", ".join(f"run.{name}" for name in RunRow._fields)
+CACHED = ", ".join(CachedRow._fields)
+TRANSACTION = ", ".join(TransactionRow._fields)
 _LOG = ", ".join(LogRow._fields)
 
 # A row without a name has its kind's default one (`default_task_run_name`).
 _NAME = "ifnull(name, function || '-' || lower(substr(hex(id), -3))) = ?"
 
-READ_RUN = f"SELECT {_RUN} FROM run WHERE id = ?"
+PROCESSES = "SELECT id, lock, pid, host, boot, born FROM process"
+OWNERS = f"""
+SELECT DISTINCT owner FROM run WHERE state < {FIRST_FINAL}
+UNION
+SELECT owner FROM txn WHERE state = {ACTIVE}"""
+
+READ_RUN = f"SELECT {RUN} FROM run WHERE id = ?"
+
+READ_CHILDREN = f"""
+SELECT {RUN} FROM run WHERE parent_id = ?1 AND kind <> {STAND_IN}
+UNION ALL
+SELECT {RUN} FROM run AS stand JOIN run ON run.parent_id = stand.id
+WHERE stand.parent_id = ?1 AND stand.kind = {STAND_IN}
+ORDER BY id"""
+
+READ_INTERRUPTED = f"""
+SELECT {RUN} FROM run
+WHERE state < {FIRST_FINAL} AND state = {PAUSED} AND state_name = '{INTERRUPTED}'
+    AND kind = {FLOW} AND parent_id IS NULL
+ORDER BY id"""
+
+COUNT_OUTERMOST = "SELECT count(*) FROM run WHERE parent_id IS NULL"
+
+READ_CACHED = f"SELECT {CACHED} FROM cache WHERE key = ?"
 
 # UNION, not UNION ALL: a row that names itself or one below it as its parent ends the walk.
 READ_TREE = f"""
@@ -31,7 +63,7 @@ WITH RECURSIVE below (id) AS (
     UNION
     SELECT run.id FROM below JOIN run ON run.parent_id = below.id
 )
-SELECT {_RUN} FROM below JOIN run ON run.id = below.id ORDER BY run.id"""
+SELECT {RUN} FROM below JOIN run ON run.id = below.id ORDER BY run.id"""
 
 
 def runs(query: RunQuery) -> Query:
@@ -59,7 +91,7 @@ def runs(query: RunQuery) -> Query:
     for tag in query.tags or ():
         add("EXISTS (SELECT 1 FROM json_each(run.tags) AS tag WHERE tag.value = ?)", tag)
     values += [query.limit, query.offset]
-    return f"SELECT {_RUN} FROM run WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT ? OFFSET ?", values
+    return f"SELECT {RUN} FROM run WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT ? OFFSET ?", values
 
 
 def _kinds(kinds: frozenset[int]) -> str:
@@ -91,3 +123,29 @@ def logs(query: LogQuery) -> Query:
         f"ORDER BY timestamp, id LIMIT ?",
         [query.run_id, *values, query.run_id, *values, query.limit],
     )
+
+
+def oldest(limit: int, before: int | None) -> Query:
+    """Ids of outermost runs that have ended, as SQL: by the index of parents, which ends with the id."""
+    created = "" if before is None else "AND created < ? "
+    return (
+        f"SELECT id FROM run WHERE parent_id IS NULL AND state >= {FIRST_FINAL} {created}ORDER BY id LIMIT ?",
+        [limit] if before is None else [before, limit],
+    )
+
+
+def transactions(key: str | None, state: int | None, limit: int) -> Query:
+    """Transactions as SQL, newest first."""
+    conditions, values = ["1"], list[Any]()
+    for condition, wanted in (("key = ?", key), ("state = ?", state)):
+        if wanted is not None:
+            conditions.append(condition)
+            values.append(wanted)
+    where = " AND ".join(conditions)
+    return f"SELECT {TRANSACTION} FROM txn WHERE {where} ORDER BY id DESC LIMIT ?", [*values, limit]
+
+
+def number(connection: sqlite3.Connection, query: str) -> int:
+    """The one number that a query gives."""
+    row: tuple[Any, ...] = connection.execute(query).fetchone()
+    return int(row[0])

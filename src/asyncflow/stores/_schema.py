@@ -122,6 +122,26 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX log_of_flow_run ON log (flow_run_id, timestamp)",
         "CREATE INDEX log_of_task_run ON log (task_run_id, timestamp) WHERE task_run_id IS NOT NULL",
     ),
+    (
+        "ALTER TABLE run ADD COLUMN digest BLOB",
+        "ALTER TABLE run ADD COLUMN owner INTEGER NOT NULL DEFAULT 0",
+        # A number is never used again: what a dead process wrote must not look like a living one's.
+        """CREATE TABLE process (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            lock TEXT NOT NULL, pid INTEGER, host TEXT, boot TEXT, born INTEGER, opened INTEGER
+        )""",
+        """CREATE TABLE cache (
+            key TEXT NOT NULL PRIMARY KEY, task TEXT, run_id BLOB,
+            created INTEGER, expires INTEGER, result TEXT, result_file TEXT
+        ) WITHOUT ROWID""",
+        "CREATE INDEX cache_expiring ON cache (expires) WHERE expires IS NOT NULL",
+        """CREATE TABLE txn (
+            id BLOB NOT NULL PRIMARY KEY, key TEXT, run_id BLOB, state INTEGER,
+            created INTEGER, ended INTEGER, owner INTEGER, data TEXT, hooks TEXT
+        ) WITHOUT ROWID""",
+        "CREATE INDEX txn_of_key ON txn (key) WHERE key IS NOT NULL",
+        "CREATE INDEX txn_of_state ON txn (state) WHERE state <> 1",
+    ),
 )
 """What brings the tables from each version to the next: literal text, never edited, only added to."""
 

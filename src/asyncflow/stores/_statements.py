@@ -14,10 +14,10 @@ from typing import Any
 
 from asyncflow._rows import LogRow, RunRow
 
-__all__ = ["insert_log", "plain_values", "rare_values", "statements", "upsert", "upsert_plain"]
+__all__ = ["insert_log", "plain_values", "rare_values", "seize", "statements", "upsert", "upsert_plain"]
 
 CHUNK = 1024
-"""Most rows in one statement: 22 columns each, and SQLite takes 32,766 values. It keeps 3 KB for each
+"""Most rows in one statement: 24 columns each, and SQLite takes 32,766 values. It keeps 3 KB for each
 of them, in each statement it has prepared: 7 MB when all sizes have occurred."""
 
 
@@ -41,7 +41,7 @@ def plain_values(row: RunRow) -> tuple[Any, ...]:
     `sqlite3` looks for an adapter for every value that is not exactly an int, float, str or
     bytearray, and a None or bytes costs it ten times the binding itself.
     """
-    parent, flow_run = row[2], row[3]
+    parent, flow_run, digest = row[2], row[3], row[22]
     return (
         bytearray(row[0]),
         row[1],
@@ -52,6 +52,8 @@ def plain_values(row: RunRow) -> tuple[Any, ...]:
         row[7],
         *row[10:15],
         row[17],
+        None if digest is None else bytearray(digest),
+        row[23],
     )
 
 
@@ -65,13 +67,23 @@ def upsert(size: int) -> str:
     return _upsert_of(RunRow._fields, size)
 
 
-def _upsert_of(names: tuple[str, ...], size: int) -> str:
+@cache
+def seize(size: int) -> str:
+    """`upsert`, for runs of another owner's."""
+    return _upsert_of(RunRow._fields, size, "excluded.seq > run.seq")
+
+
+# A run that another process has taken over is that one's: what its former owner still writes is ignored.
+_NEWER_AND_OURS = "excluded.seq > run.seq AND excluded.owner = run.owner"
+
+
+def _upsert_of(names: tuple[str, ...], size: int, condition: str = _NEWER_AND_OURS) -> str:
     changes = ", ".join(
         f"{name} = {f'excluded.{name}' if name in names else 'NULL'}" for name in RunRow._fields if name != "id"
     )
     return (
         f"INSERT INTO run ({', '.join(names)}) VALUES {_places(len(names), size)} "
-        f"ON CONFLICT (id) DO UPDATE SET {changes} WHERE excluded.seq > run.seq"
+        f"ON CONFLICT (id) DO UPDATE SET {changes} WHERE {condition}"
     )
 
 

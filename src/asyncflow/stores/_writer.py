@@ -8,6 +8,7 @@ Guarantees:
 - What was put before a ticket is committed before the ticket is resolved.
 - Result files that no row cites are written when nobody waits for a commit: two new inodes for
   each outermost run take longer than everything else about it.
+- A job runs after everything that waited when it was called is committed, between two turns.
 - A turn that fails is tried again, with the same rows, until it works or the store is closed. An
   error from the disk does not say that nothing was written (a failed fsync can leave the commit in
   place), which is why every row's write can be repeated: by sequence number, or by a log line's id.
@@ -25,19 +26,23 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from asyncflow._rows import LogRow, RunRow, storable
 from asyncflow.abc import Recordable, ResultStore, Ticket
-from asyncflow.exceptions import StoreError
+from asyncflow.exceptions import StoreBusyError, StoreError
 from asyncflow.ids import new_id
-from asyncflow.stores._database import Database
+from asyncflow.stores._checkpoints import Checkpoints
+from asyncflow.stores._database import Database, transaction
+from asyncflow.stores._job import Job
 from asyncflow.stores._statements import insert_log, plain_values, rare_values, statements, upsert, upsert_plain
 
 if TYPE_CHECKING:
     import sqlite3
 
 __all__ = ["Writer"]
+
+T = TypeVar("T")
 
 TURN = 1024
 """Most entries of the queue in one turn: what is written while the disk is slow stays bounded."""
@@ -51,17 +56,22 @@ RETRY = (0.05, 0.5)
 """Seconds before a failed turn is tried again: at first, and at most."""
 CHECK_SECONDS = 1.0
 """How often the writer makes sure that the file is still the one it opened."""
+PATIENCE = 10.0
+"""Seconds that somebody waits for a job to begin."""
+JOB_ROWS = 128
+"""A job counts for as many rows when it is time for a checkpoint."""
 
 
 class _Turn:
     """What one turn writes."""
 
-    __slots__ = ("logs", "rows", "runs", "tickets", "unreadable")
+    __slots__ = ("jobs", "logs", "rows", "runs", "tickets", "unreadable")
 
     def __init__(self) -> None:
         self.runs: list[tuple[bytes, RunRow]] = []
         self.logs: list[tuple[Any, ...]] = []
         self.tickets: list[Ticket] = []
+        self.jobs: list[Job] = []
         self.unreadable: StoreError | None = None
         """Why a run could not be recorded at all: a fault of ours that its tickets must tell."""
         self.rows: list[RunRow] | None = None
@@ -75,7 +85,8 @@ class Writer:
         self._database = database
         self._results = results
         self._connection = database.open_writer()
-        self._waiting: deque[Recordable | Ticket] = deque()
+        self._checkpoints = Checkpoints(self._connection, database.path, database.checkpoint_lock)
+        self._waiting: deque[Recordable | Ticket | Job] = deque()
         self._logs: deque[LogRow] = deque()
         self._signal: SimpleQueue[None] = SimpleQueue()
         self._idle = False  # asleep until anything comes
@@ -125,6 +136,29 @@ class Writer:
         if self._idle or self._lingering:
             self._wake()
 
+    def call(self, operation: str, act: Callable[[sqlite3.Connection], T], patience: float = PATIENCE) -> T:
+        """Have `act` done by the writer's thread, and wait for it. What it raises is raised here.
+
+        Raises `StoreError` when it could not even be begun for so many seconds: then it never is.
+        """
+        job = self.ask(operation, act, patience)
+        if not job.wait(self.thread):
+            reason = self.last_error or f"the writer did not come to it within {patience:g} seconds"
+            raise StoreError(operation, self._database.path, reason)
+        if job.error is not None:
+            raise job.error
+        result: T = job.result
+        return result
+
+    def ask(self, operation: str, act: Callable[[sqlite3.Connection], Any], patience: float = PATIENCE) -> Job:
+        """`call` without waiting."""
+        job = Job(operation, act, patience)
+        self._waiting.append(job)
+        self._ticket_came = True
+        if self._idle or self._lingering:
+            self._wake()
+        return job
+
     @property
     def backlog(self) -> int:
         return len(self._waiting) + self._writing
@@ -154,6 +188,7 @@ class Writer:
                 self._connection.close()
             late = self.last_error or StoreError("closing", self._database.path, "there was no time left to write it")
             self._resolve([each for each in self._waiting if isinstance(each, Ticket)], late)
+            self._refuse([each for each in self._waiting if isinstance(each, Job)], late)
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to write; false when the writer is to end."""
@@ -195,8 +230,12 @@ class Writer:
             for (root, _), row in zip(turn.runs, turn.rows or (), strict=True):
                 self._unpublished.setdefault(root, []).append(row)
                 self._unpublished_weight += _weight(row)
+            for job in turn.jobs:
+                self._do(job)
+            self._checkpoints.run_if_due()
         else:
             self._resolve(turn.tickets, self.last_error)
+            self._refuse(turn.jobs, self.last_error)
         return taken == TURN
 
     def _take_runs(self, turn: _Turn) -> int:
@@ -207,6 +246,9 @@ class Writer:
             entry = waiting.popleft()
             if isinstance(entry, Ticket):
                 turn.tickets.append(entry)
+                continue
+            if isinstance(entry, Job):
+                turn.jobs.append(entry)
                 continue
             entry.queued = False  # before its rows are read: a change from now on queues it again
             try:
@@ -242,6 +284,35 @@ class Writer:
             with suppress(Empty):
                 self._signal.get(timeout=delay)
             delay = min(delay * 2, longest)
+
+    def _do(self, job: Job) -> None:
+        """Do a job, unless nobody wants it any more; again, while another process holds the lock."""
+        if not job.take():
+            return
+        while True:
+            try:
+                with self._database.mapped(job.operation):
+                    job.answer(job.act(self._connection))
+                self._checkpoints.wrote(JOB_ROWS)
+            except StoreBusyError as error:  # nothing was done: the lock is the first thing it asks for
+                if time.monotonic() < job.give_up_at and not self._has_given_up():
+                    continue
+                job.answer(error=error)
+            except StoreError as error:
+                job.answer(error=error)
+            except Exception as error:  # noqa: BLE001  # whoever waits is told; the others are not kept from disk
+                job.answer(error=StoreError(job.operation, self._database.path, repr(error)))
+            return
+
+    def _refuse(self, jobs: list[Job], error: StoreError | None) -> None:
+        for job in jobs:
+            if job.take():
+                job.answer(error=error)
+
+    def forget(self, roots: Sequence[bytes]) -> None:
+        """For jobs: write no copies of these outermost runs any more, which are deleted."""
+        for root in roots:
+            self._unpublished_weight -= sum(map(_weight, self._unpublished.pop(root, ())))
 
     def _publish_one(self) -> None:
         """Write the copies for people of what was committed longest ago, of one outermost run."""
@@ -288,7 +359,10 @@ class Writer:
         if len(batch) == 1:
             connection.execute(*batch[0])
         elif batch:
-            _in_transaction(connection, batch)
+            with transaction(connection):
+                for sql, values in batch:
+                    connection.execute(sql, values)
+        self._checkpoints.wrote(len(rows) + len(logs), sum(map(_weight, rows)) - len(rows))
 
     def _check_in_place(self) -> None:
         now = time.monotonic()
@@ -307,19 +381,6 @@ class Writer:
                 wake(group)
             except Exception as problem:  # noqa: BLE001  # its loop may be gone; the others still wait
                 _report(f"waking those who wait for the disk failed: {problem!r}")
-
-
-def _in_transaction(connection: sqlite3.Connection, statements: list[tuple[str, list[Any]]]) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        for sql, values in statements:
-            connection.execute(sql, values)
-        connection.execute("COMMIT")
-    except BaseException:
-        # After some errors SQLite has rolled back by itself, and a second time would be an error.
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _binding_errors() -> tuple[type[Exception], ...]:

@@ -7,13 +7,29 @@ SQLite store is compared with, so it is written to be obviously right.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from threading import RLock
+from typing import Any
 
 import orjson
 
-from asyncflow._rows import STATE_CODES, LogRow, RunRow, default_task_run_name, storable
-from asyncflow.abc import LogQuery, Recordable, RunQuery, RunStore, Ticket
+from asyncflow._rows import (
+    ACTIVE,
+    FIRST_FINAL,
+    FLOW,
+    INTERRUPTED,
+    STAND_IN,
+    STATE_CODES,
+    CachedRow,
+    LogRow,
+    RunRow,
+    TransactionRow,
+    default_task_run_name,
+    storable,
+)
+from asyncflow.abc import LogQuery, Reaped, Recordable, RunQuery, RunStore, Ticket
 from asyncflow.exceptions import ForkedRuntimeError, RuntimeClosedError
+from asyncflow.stores._orphans import PAUSED, UNKNOWN_PROCESS, ended, is_orphan, resuming, waits
 
 __all__ = ["MemoryStore"]
 
@@ -21,11 +37,15 @@ __all__ = ["MemoryStore"]
 class MemoryStore(RunStore):
     """A store that lasts as long as its process."""
 
+    owner = 1
+
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._closed = False
         self._rows: dict[bytes, RunRow] = {}
         self._logs: list[LogRow] = []
+        self._cached: dict[str, CachedRow] = {}
+        self._transactions: dict[bytes, TransactionRow] = {}
         # Re-entrant: a finalizer may put a run while this thread is putting another.
         self._lock = RLock()
 
@@ -35,7 +55,7 @@ class MemoryStore(RunStore):
             item.queued = False
             for row in item.rows():
                 known = self._rows.get(row.id)
-                if known is None or row.seq > known.seq:
+                if known is None or (row.seq > known.seq and row.owner == known.owner):
                     self._rows[row.id] = RunRow._make(map(storable, row))
 
     def put_log(self, row: LogRow) -> None:
@@ -79,11 +99,132 @@ class MemoryStore(RunStore):
                 left += children.get(each, ())
         return [self._rows[each] for each in sorted(found)]
 
+    def read_children(self, run_id: bytes) -> list[RunRow]:
+        self._check()
+        rows = self._newest_first()
+        stand_ins = {row.id for row in rows if row.parent_id == run_id and row.kind == STAND_IN}
+        return [row for row in reversed(rows) if row.parent_id in {run_id, *stand_ins} and row.id not in stand_ins]
+
     def read_logs(self, query: LogQuery) -> list[LogRow]:
         self._check()
         with self._lock:
             lines = sorted(self._logs, key=lambda line: line.timestamp)  # stable: equal times stay in order
         return [line for line in lines if _line_fits(line, query)][: query.limit]
+
+    # --- taking over -------------------------------------------------------------------------
+
+    def reap(self, now: int) -> Reaped:
+        """As the port says: what was written with another number than ours is left from somewhere else."""
+        self._check()
+        with self._lock:
+            left = [row for row in self._rows.values() if row.owner != self.owner and is_orphan(row)]
+            changed = [ended(row, now, self.owner, UNKNOWN_PROCESS) for row in left]
+            self._keep(changed)
+            open_ones = [row for row in self._transactions.values() if row.owner != self.owner and row.state == ACTIVE]
+            interrupted = [row._replace(state=INTERRUPTED, ended=now, owner=self.owner) for row in open_ones]
+            self._transactions.update((row.id, row) for row in interrupted)
+        waiting = sum(map(waits, changed))
+        return Reaped(crashed=len(changed) - waiting, interrupted=waiting, transactions=tuple(interrupted))
+
+    def read_interrupted(self) -> list[RunRow]:
+        self._check()
+        oldest_first = reversed(self._newest_first())
+        return [row for row in oldest_first if waits(row) and row.kind == FLOW and row.parent_id is None]
+
+    def claim(self, run_id: bytes, seq: int, now: int) -> RunRow | None:
+        self._check()
+        with self._lock:
+            row = self._rows.get(run_id)
+            if row is None or row.seq != seq or (row.state < FIRST_FINAL and row.state != PAUSED):
+                return None
+            self._keep(below._replace(owner=self.owner) for below in self.read_tree(run_id))
+            taken = resuming(row, now, self.owner)
+            self._keep([taken])
+            stand_in = None if row.parent_id is None else self._rows.get(row.parent_id)
+            if stand_in is not None and stand_in.kind == STAND_IN:
+                self._keep([resuming(stand_in, now, self.owner)._replace(seq=taken.seq)])
+            return taken
+
+    def _keep(self, rows: Iterable[RunRow]) -> None:
+        self._rows.update((row.id, row) for row in rows)
+
+    # --- cached values, transactions ---------------------------------------------------------
+
+    def read_cached(self, key: str) -> CachedRow | None:
+        self._check()
+        return self._cached.get(storable(key))
+
+    def write_cached(self, row: CachedRow) -> None:
+        self._check()
+        with self._lock:
+            kept = CachedRow._make(map(storable, row))
+            self._cached[kept.key] = kept
+
+    def delete_cached(self, expired_at: int | None = None, keys: Sequence[str] = ()) -> list[CachedRow]:
+        self._check()
+        with self._lock:
+            doomed = {storable(key) for key in keys}
+            if expired_at is not None:
+                kept = self._cached.values()
+                doomed |= {row.key for row in kept if row.expires is not None and row.expires <= expired_at}
+            return [self._cached.pop(key) for key in sorted(doomed & self._cached.keys())]
+
+    def write_transaction(self, row: TransactionRow, rolled_back: Sequence[bytes] = ()) -> None:
+        self._check()
+        with self._lock:
+            known = self._transactions.get(row.id)
+            if known is None or known.owner == row.owner:
+                self._transactions[row.id] = TransactionRow._make(map(storable, row))
+            for run in [self._rows[run_id] for run_id in rolled_back if run_id in self._rows]:
+                details: dict[str, Any] = orjson.loads(run.details or "{}")
+                self._keep([run._replace(details=orjson.dumps({**details, "rolled_back": True}).decode())])
+
+    def read_transactions(
+        self, *, key: str | None = None, state: int | None = None, limit: int = 200
+    ) -> list[TransactionRow]:
+        self._check()
+        with self._lock:
+            newest_first = sorted(self._transactions.values(), reverse=True, key=lambda row: row.id)
+        return [row for row in newest_first if key in (None, row.key) and state in (None, row.state)][:limit]
+
+    # --- retention ---------------------------------------------------------------------------
+
+    def size(self) -> int:
+        """About how many bytes its texts have."""
+        self._check()
+        with self._lock:
+            rows = [*self._rows.values(), *self._logs, *self._cached.values(), *self._transactions.values()]
+        return sum(len(column) for row in rows for column in row if isinstance(column, str | bytes))
+
+    def count_outermost(self) -> int:
+        self._check()
+        return sum(row.parent_id is None for row in self._newest_first())
+
+    def read_oldest(self, limit: int, before: int | None = None) -> list[bytes]:
+        self._check()
+        oldest_first = (row for row in reversed(self._newest_first()) if row.parent_id is None)
+        return [
+            row.id for row in oldest_first if row.state >= FIRST_FINAL and (before is None or row.created < before)
+        ][:limit]
+
+    def delete_runs(self, root_ids: Sequence[bytes]) -> list[bytes]:
+        self._check()
+        deleted: list[bytes] = []
+        with self._lock:
+            for root_id in dict.fromkeys(root_ids):
+                tree = self.read_tree(root_id)
+                if tree and self._rows[root_id].parent_id is None and all(row.state >= FIRST_FINAL for row in tree):
+                    gone = {row.id for row in tree}
+                    for each in gone:
+                        del self._rows[each]
+                    self._logs = [line for line in self._logs if not gone & {line.flow_run_id, line.task_run_id}]
+                    deleted.append(root_id)
+        return deleted
+
+    def give_back(self) -> int:
+        """Nothing: what is deleted is given back at once."""
+        self._check()
+        return 0
 
     def close(self, timeout: float = 5.0) -> None:
         """Refuse everything from now on; nothing waits to be written."""

@@ -1,24 +1,28 @@
 """Runs in one SQLite file, written by one thread and read by as many as like.
 
 The file is in WAL mode, so that readers are never blocked by the writer. The parts: `_database`
-(the file and its connections), `_schema`, `_writer` (the queue and the thread), `_queries`.
+(the file and its connections), `_schema`, `_writer` (the queue and the thread), `_queries`, `_jobs`
+(what else is written), `_ownership` (who lives).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
-from asyncflow._rows import LogRow, RunRow, storable
-from asyncflow.abc import LogQuery, Recordable, ResultStore, RunQuery, RunStore, Ticket
-from asyncflow.exceptions import ForkedRuntimeError, RuntimeClosedError, StoreError
+from asyncflow._rows import CachedRow, LogRow, RunRow, TransactionRow, storable
+from asyncflow.abc import LogQuery, Reaped, Recordable, ResultStore, RunQuery, RunStore, Ticket
+from asyncflow.exceptions import ForkedRuntimeError, HomeError, RuntimeClosedError, StoreError
 from asyncflow.settings import Settings
+from asyncflow.stores import _jobs as jobs
 from asyncflow.stores import _queries as queries
-from asyncflow.stores._database import Database
+from asyncflow.stores._database import LOCKS, Database
+from asyncflow.stores._ownership import Ownership, Process
 from asyncflow.stores._writer import Writer
 
 if TYPE_CHECKING:
@@ -30,6 +34,8 @@ _MOST_IDLE_READERS = 4
 _MOST_BUSY_SECONDS = 2.0
 
 _open: WeakSet[SQLiteStore] = WeakSet()
+
+T = TypeVar("T")
 
 
 class SQLiteStore(RunStore):
@@ -45,7 +51,22 @@ class SQLiteStore(RunStore):
         busy = min(_MOST_BUSY_SECONDS, settings.durability_seconds / 2)
         self._database = Database(home, synchronous=settings.synchronous, busy_seconds=busy)
         self._readers: list[sqlite3.Connection] = []
-        self._writer = Writer(self._database, results)
+        self._results = results
+        self._looked_for_unknown = False
+        with self._database.mapped("locking", HomeError):
+            self._ownership = Ownership(self._database.home / LOCKS)
+        self._process = self._ownership.process()
+        try:
+            self._writer = Writer(self._database, results)
+            try:
+                self.owner = self._register()
+            except BaseException:
+                self._writer.close(0)
+                raise
+        except BaseException:
+            self._ownership.release(remove=True)
+            raise
+        self._process = self._process._replace(id=self.owner)
         _open.add(self)
 
     def __repr__(self) -> str:
@@ -94,8 +115,38 @@ class SQLiteStore(RunStore):
     def read_tree(self, run_id: bytes) -> list[RunRow]:
         return [RunRow._make(row) for row in self._read("reading a tree of runs", queries.READ_TREE, [run_id])]
 
+    def read_children(self, run_id: bytes) -> list[RunRow]:
+        return [RunRow._make(row) for row in self._read("reading a run's children", queries.READ_CHILDREN, [run_id])]
+
     def read_logs(self, query: LogQuery) -> list[LogRow]:
         return [LogRow._make(row) for row in self._read("reading logs", *queries.logs(query))]
+
+    def read_interrupted(self) -> list[RunRow]:
+        return [RunRow._make(row) for row in self._read("reading interrupted runs", queries.READ_INTERRUPTED, [])]
+
+    def read_cached(self, key: str) -> CachedRow | None:
+        rows = self._read("reading a cached value", queries.READ_CACHED, [key])
+        return CachedRow._make(rows[0]) if rows else None
+
+    def read_transactions(
+        self, *, key: str | None = None, state: int | None = None, limit: int = 200
+    ) -> list[TransactionRow]:
+        rows = self._read("reading transactions", *queries.transactions(key, state, limit))
+        return [TransactionRow._make(row) for row in rows]
+
+    def read_oldest(self, limit: int, before: int | None = None) -> list[bytes]:
+        return [row[0] for row in self._read("looking for the oldest runs", *queries.oldest(limit, before))]
+
+    def count_outermost(self) -> int:
+        return self._number(queries.COUNT_OUTERMOST)
+
+    def size(self) -> int:
+        used = self._number("PRAGMA page_count") - self._number("PRAGMA freelist_count")
+        return used * self._number("PRAGMA page_size")
+
+    def _number(self, sql: str) -> int:
+        ((number,),) = self._read("measuring the database", sql, [])
+        return int(number)
 
     def _read(self, operation: str, sql: str, values: list[Any]) -> list[tuple[Any, ...]]:
         if self._refusal is not None:
@@ -121,6 +172,89 @@ class SQLiteStore(RunStore):
         else:
             reader.close()
 
+    # --- taking over, keeping, deleting: done by the writer's thread ---------------------------
+
+    def _call(self, operation: str, act: Callable[[sqlite3.Connection], T]) -> T:
+        if self._refusal is not None:
+            raise self._refusal()
+        return self._writer.call(operation, act)
+
+    def _register(self) -> int:
+        opened = time.time_ns() // 1000
+        return self._writer.call("opening", lambda connection: jobs.register(connection, self._process, opened))
+
+    def reap(self, now: int) -> Reaped:
+        known = self._processes()
+        with self._database.mapped("locking"):
+            self._ownership.keep()
+        if all(process.id != self.owner for process in known):  # we were taken for dead: what we write now counts
+            self._register()
+        others = [process for process in known if process.id != self.owner]
+        done = [self._reap(process, now) for process in others if self._ownership.is_dead(process)]
+        if done or not self._looked_for_unknown:
+            # Only now: nobody else leaves open runs without a row of their own.
+            done.append(self._reap_unknown(now))
+            self._looked_for_unknown = True
+            self._ownership.sweep(self._processes())
+        return Reaped(
+            crashed=sum(each.crashed for each in done),
+            interrupted=sum(each.interrupted for each in done),
+            transactions=tuple(row for each in done for row in each.transactions),
+        )
+
+    def _processes(self) -> list[Process]:
+        return [Process._make(row) for row in self._read("looking for dead processes", queries.PROCESSES, [])]
+
+    def _reap(self, process: Process, now: int) -> Reaped:
+        is_dead = self._ownership.is_dead
+        done = self._call(
+            "ending the runs of a dead process",
+            lambda connection: jobs.reap_process(connection, process, is_dead, self.owner, now),
+        )
+        self._ownership.remove(process)
+        return done
+
+    def _reap_unknown(self, now: int) -> Reaped:
+        owners = {row[0] for row in self._read("looking for runs of unknown processes", queries.OWNERS, [])}
+        if owners <= {process.id for process in self._processes()}:
+            return Reaped()
+        return self._call(
+            "ending the runs of unknown processes", lambda connection: jobs.reap_unknown(connection, self.owner, now)
+        )
+
+    def claim(self, run_id: bytes, seq: int, now: int) -> RunRow | None:
+        return self._call("claiming a run", lambda connection: jobs.claim(connection, run_id, seq, self.owner, now))
+
+    def write_cached(self, row: CachedRow) -> None:
+        write_file = self._results.write_cached
+        self._call("keeping a cached value", lambda connection: jobs.write_cached(connection, row, write_file))
+
+    def write_transaction(self, row: TransactionRow, rolled_back: Sequence[bytes] = ()) -> None:
+        self._call(
+            "recording a transaction", lambda connection: jobs.write_transaction(connection, row, list(rolled_back))
+        )
+
+    def delete_runs(self, root_ids: Sequence[bytes]) -> list[bytes]:
+        def delete(connection: sqlite3.Connection) -> list[bytes]:
+            deleted = jobs.delete_runs(connection, root_ids)
+            self._writer.forget(deleted)
+            self._results.delete(deleted)
+            return deleted
+
+        return self._call("deleting runs", delete)
+
+    def delete_cached(self, expired_at: int | None = None, keys: Sequence[str] = ()) -> list[CachedRow]:
+        def delete_files(rows: Sequence[CachedRow]) -> None:
+            self._results.delete((), rows)
+
+        return self._call(
+            "deleting cached values",
+            lambda connection: jobs.delete_cached(connection, expired_at, keys, delete_files),
+        )
+
+    def give_back(self) -> int:
+        return self._call("giving space back", jobs.give_back)
+
     # --- the end -----------------------------------------------------------------------------
 
     def close(self, timeout: float = 5.0) -> None:
@@ -129,7 +263,10 @@ class SQLiteStore(RunStore):
             return
         self._refusal = self._closed
         _open.discard(self)
+        # Behind all that waits: when some of it could not be written, others are to find what was left open.
+        leaving = self._writer.ask("closing", lambda connection: jobs.leave(connection, self.owner), timeout)
         written = self._writer.close(timeout)
+        self._ownership.release(remove=leaving.result is True)
         while self._readers:
             with suppress(IndexError):
                 self._readers.pop().close()
@@ -149,6 +286,7 @@ class SQLiteStore(RunStore):
         The connections are left as they are: closing them would be using them.
         """
         self._refusal = self._forked
+        self._ownership.forget()
 
 
 def _refuse_in_child() -> None:

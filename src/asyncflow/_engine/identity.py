@@ -1,0 +1,86 @@
+"""What a call is known by when its parent runs again: its function, and what it was given.
+
+Made before the body begins, because a body may change what it was given.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from asyncflow._run import Run
+from asyncflow.digests import digest
+from asyncflow.exceptions import NotDigestibleError
+from asyncflow.logs import library_logger
+
+__all__ = ["identify"]
+
+_NOTHING = b""
+_NEIGHBOURS = 4
+
+
+def identify(run: Run) -> None:
+    """Digest what a run was given. One whose arguments cannot be digested is never answered from a record."""
+    given = _given(run)
+    if not given and run.run_key is None:
+        run.digest = _NOTHING
+    else:
+        try:
+            run.digest = digest(given, b"" if run.run_key is None else run.run_key.encode("utf-8", "surrogatepass"))
+        except NotDigestibleError as error:
+            _say_once(run, error)
+            return
+    parent = run.parent
+    if parent is not None and parent.children is not None and len(parent.children) > 1:
+        _compare_with_neighbours(run, parent)
+
+
+def _given(run: Run) -> Any:
+    spec, given = run.spec, run.arguments
+    if spec.not_in_key:
+        given = {name: value for name, value in given.items() if name not in spec.not_in_key}
+    if spec.is_bound:  # no name of a parameter: it cannot hide one
+        given = {**given, "": spec.fn.__self__}  # type: ignore[attr-defined]
+    return given
+
+
+def _say_once(run: Run, error: NotDigestibleError) -> None:
+    said = run.spec.said
+    if "undigestible" not in said:
+        said.add("undigestible")
+        # Not a warning: a client among the arguments is nothing wrong, and the run itself goes on as ever.
+        library_logger().info(
+            "calls of %s %r are run again when their flow is resumed, whatever is recorded (said once): %s",
+            run.spec.kind.value, run.spec.name, error,
+        )  # fmt: skip
+
+
+def _compare_with_neighbours(run: Run, parent: Run) -> None:
+    """Warn, once for each function, when an equal call of another task of the host goes on beside this one.
+
+    Only the few that began before it are looked at: remembering all calls would cost each run more
+    than its record does.
+    """
+    said = run.spec.said
+    if "exchangeable" in said or run.is_hosted:  # what a body submits comes in its order
+        return
+    children: Any = parent.children
+    try:
+        neighbours: list[Run] = list(islice(reversed(children), _NEIGHBOURS))
+    except RuntimeError:  # another thread has begun or ended one meanwhile
+        return
+    if any(_is_equal(each, run) for each in neighbours):
+        said.add("exchangeable")
+        library_logger().warning(
+            "%s %r is called with equal arguments by several tasks at once in run %r: if the flow is resumed, "
+            "one may get the value of the other (said once). Where the value depends on more than the "
+            "arguments, tell the calls apart: %s(..., run_key=\"...\")",
+            run.spec.kind.value, run.spec.name, parent.display_name, run.spec.name,
+        )  # fmt: skip
+
+
+def _is_equal(other: Run, run: Run) -> bool:
+    """Whether it is an equal call, of another task."""
+    if other.digest != run.digest or other.spec.key != run.spec.key:
+        return False
+    return other.task is not run.task and not other.is_hosted

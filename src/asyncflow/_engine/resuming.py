@@ -1,0 +1,189 @@
+"""Running a recorded flow run again, under its own id: what it completed is found, the rest is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import copy_context
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import orjson
+
+from asyncflow._engine.calls import deliver, make_outermost
+from asyncflow._engine.declared import Declared, find_declared
+from asyncflow._engine.execution import execute
+from asyncflow._engine.preparation import join_parent
+from asyncflow._engine.submission import begin_hosted
+from asyncflow._past import Past
+from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES, RunRow, state_of
+from asyncflow._run import Run
+from asyncflow._services import Services
+from asyncflow.context import current_run, detached
+from asyncflow.exceptions import CannotResumeError, RunNotFoundError
+from asyncflow.logs import library_logger
+from asyncflow.states import StateType
+
+__all__ = ["claimed", "resume_interrupted", "run_again"]
+
+_COMPLETED = STATE_CODES[StateType.COMPLETED]
+_FAILED = STATE_CODES[StateType.FAILED]
+_PAUSED = STATE_CODES[StateType.PAUSED]
+_MICRO = 1_000_000
+
+
+class Claimed(NamedTuple):
+    """A run that nobody else runs any more, and what it takes to run it."""
+
+    row: RunRow
+    before: RunRow
+    """As it was before it was claimed."""
+    flow: Declared
+    arguments: dict[str, Any]
+    children: list[RunRow]
+
+
+def claimed(services: Services, run_id: bytes, flow: Declared | None, parameters: Mapping[str, Any]) -> Claimed:
+    """Take over a run to run it again. Blocks. Raises `CannotResumeError`; then nothing has changed."""
+    store = services.store
+    row = _required(services, run_id)
+    if row.state < FIRST_FINAL and row.state != _PAUSED:
+        store.reap(_now(services))  # its process may have died a moment ago
+        row = _required(services, run_id)
+    _check(services, row)
+    flow = flow or _declared(row)
+    _check_name(row, flow)
+    arguments = _arguments(row, flow, parameters)
+    children = store.read_children(row.id)
+    taken = store.claim(row.id, row.seq, _now(services))
+    if taken is None:
+        raise CannotResumeError(_text(row), "somebody else has just taken it", "Look at it again: it is running.")
+    return Claimed(taken, row, flow, arguments, children)
+
+
+def _now(services: Services) -> int:
+    return int(services.clock.now() * _MICRO)
+
+
+def _text(row: RunRow) -> UUID:
+    return UUID(bytes=row.id)
+
+
+def _required(services: Services, run_id: bytes) -> RunRow:
+    row = services.store.read_run(run_id)
+    if row is None:
+        raise RunNotFoundError(UUID(bytes=run_id))
+    return row
+
+
+def _check(services: Services, row: RunRow) -> None:
+    if row.kind != FLOW or row.parent_id is not None:
+        root = row
+        while root.parent_id is not None and (above := services.store.read_run(root.parent_id)) is not None:
+            root = above
+        what = "it is a part of another run"
+        if root.kind == FLOW:
+            raise CannotResumeError(_text(row), what, f"Resume that one: {_text(root)}")
+        raise CannotResumeError(_text(row), "it is a task's, not a flow's", "Call the task again.")
+    if row.state == _COMPLETED:
+        raise CannotResumeError(
+            _text(row), f"it is {state_of(row)}", "Its value is there: client.read_result(...) gives it."
+        )
+    if row.state < FIRST_FINAL and row.state != _PAUSED:
+        raise CannotResumeError(
+            _text(row), f"it is {state_of(row)}, in a process that lives", "Wait for it, or cancel it there."
+        )
+
+
+def _declared(row: RunRow) -> Declared:
+    entrypoint = _entrypoint(row)
+    found = find_declared(row.function, entrypoint)
+    if len(found) == 1:
+        return found[0]
+    where = "" if entrypoint is None else f" (it was {entrypoint})"
+    what = f"no flow named {row.function!r}" if not found else f"{len(found)} flows named {row.function!r}"
+    raise CannotResumeError(
+        _text(row), f"this process has declared {what}{where}", "Pass it: resume_flow_run(id, flow=my_flow)"
+    )
+
+
+def _entrypoint(row: RunRow) -> str | None:
+    details: dict[str, Any] = {} if row.details is None else orjson.loads(row.details)
+    return details.get("entrypoint")
+
+
+def _check_name(row: RunRow, flow: Declared) -> None:
+    if flow.spec.name != row.function or not flow.spec.is_flow:
+        raise CannotResumeError(
+            _text(row),
+            f"it is a run of the flow {row.function!r}, not of the {flow.spec.kind.value} {flow.spec.name!r}",
+            f'A flow that was renamed keeps its runs with @flow(name="{row.function}").',
+        )
+
+
+def _arguments(row: RunRow, flow: Declared, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    model = flow.spec.model
+    assert model is not None  # a flow's
+    unknown = parameters.keys() - model.hints.keys()
+    arguments, missing = model.restore(row.parameters or "{}", parameters)
+    if unknown:
+        raise CannotResumeError(
+            _text(row), f"the flow has no parameter {sorted(unknown)[0]!r}", f"It has: {', '.join(model.hints)}"
+        )
+    if missing:
+        given = ", ".join(f'"{name}": ...' for name in missing)
+        raise CannotResumeError(
+            _text(row),
+            f"its record does not hold the value of {', '.join(map(repr, missing))}",
+            f"Pass what is missing: resume_flow_run(id, parameters={{{given}}})",
+        )
+    return arguments
+
+
+def _run_of(services: Services, claim: Claimed) -> Run:
+    spec = claim.flow.spec
+    run = make_outermost(services, claim.flow, spec, claim.arguments)
+    run.adopt(claim.row)
+    run.past = Past(claim.children)
+    run.tags = frozenset(orjson.loads(claim.row.tags or "[]")) | run.tags
+    run.status = run.status._replace(type=StateType.PENDING, name=claim.row.state_name)
+    if claim.before.state == _FAILED:
+        run.spent = claim.row.run_count  # it had its attempts, to the end
+    return run
+
+
+async def run_again(services: Services, claim: Claimed, return_state: bool) -> Any:
+    """Run a claimed run in this task, as if it had been called here."""
+    before = current_run.get()
+    with detached():
+        run = _run_of(services, claim)
+        try:
+            await execute(run)
+            return deliver(run, return_state)
+        except BaseException:
+            current_run.set(before)  # as each call does
+            raise
+
+
+def resume_interrupted(services: Services) -> list[Run]:
+    """Start the runs that wait for it and whose flow is declared here, as submitted runs. Blocks shortly for each."""
+    begun: list[Run] = []
+    for row in services.store.read_interrupted():
+        found = find_declared(row.function, _entrypoint(row))
+        if len(found) != 1 or found[0].spec.options.resume != "auto":
+            continue
+        try:
+            claim = claimed(services, row.id, found[0], {})
+        except CannotResumeError as error:
+            library_logger().warning("an interrupted run is not resumed: %s", error)
+        else:
+            begun.append(_start(services, claim))
+    return begun
+
+
+def _start(services: Services, claim: Claimed) -> Run:
+    with detached():
+        run = _run_of(services, claim)
+        run.is_hosted = True
+        join_parent(run)
+        begin_hosted(run, copy_context())
+    return run

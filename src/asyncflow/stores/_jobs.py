@@ -1,0 +1,228 @@
+"""What a store does besides recording runs: functions of the writer's connection, each one transaction.
+
+Each holds the database's write lock from its first look to its commit, so what it saw is still so
+when it writes. One statement for any number of rows: `sqlite3` gives up the GIL at each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from asyncflow._rows import ACTIVE, FIRST_FINAL, INTERRUPTED, STAND_IN, CachedRow, RunRow, TransactionRow, storable
+from asyncflow.abc import Reaped
+from asyncflow.stores import _queries as queries
+from asyncflow.stores._database import transaction
+from asyncflow.stores._orphans import INTERRUPTED as WAITING
+from asyncflow.stores._orphans import PAUSED, UNKNOWN_PROCESS, ended, resuming
+from asyncflow.stores._ownership import Process
+from asyncflow.stores._statements import CHUNK, seize, statements
+
+if TYPE_CHECKING:
+    import sqlite3
+
+__all__ = [
+    "claim", "delete_cached", "delete_runs", "give_back", "leave", "reap_process", "reap_unknown", "register",
+    "write_cached", "write_transaction",
+]  # fmt: skip
+
+VACUUM_PAGES = 256
+"""Pages given back to the disk at a time: a few milliseconds."""
+
+_OPEN = f"state < {FIRST_FINAL} AND NOT (state = {PAUSED} AND state_name IS '{WAITING}')"
+_BELOW = """
+WITH RECURSIVE below (id) AS (
+    SELECT id FROM run WHERE id IN ({ids})
+    UNION
+    SELECT run.id FROM below JOIN run ON run.parent_id = below.id
+)"""
+
+
+# --- owners --------------------------------------------------------------------------------
+
+
+def register(connection: sqlite3.Connection, process: Process, opened: int) -> int:
+    """Make the row of a store; gives its number, unless it has one: then that row is made again."""
+    with transaction(connection):
+        sql = "INSERT OR IGNORE INTO process (id, lock, pid, host, boot, born, opened) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        cursor = connection.execute(sql, [process.id or None, *process[1:], opened])
+        return process.id or int(cursor.lastrowid or 0)
+
+
+def leave(connection: sqlite3.Connection, owner: int) -> bool:
+    """Delete the row of a store that closes; false when something of it is open, which the next reap is to find."""
+    with transaction(connection):
+        sql = (
+            f"DELETE FROM process WHERE id = ?1 "
+            f"AND NOT EXISTS (SELECT 1 FROM run WHERE owner = ?1 AND {_OPEN}) "
+            f"AND NOT EXISTS (SELECT 1 FROM txn WHERE owner = ?1 AND state = {ACTIVE})"
+        )
+        return connection.execute(sql, [owner]).rowcount > 0
+
+
+def reap_process(
+    connection: sqlite3.Connection, process: Process, is_dead: Callable[[Process], bool], owner: int, now: int
+) -> Reaped:
+    """End what a dead process has left open, unless another one has just done it."""
+    with transaction(connection):
+        if not is_dead(process) or not _rows(connection, "SELECT 1 FROM process WHERE id = ?", [process.id]):
+            return Reaped()
+        done = _reap(connection, f"owner = {process.id:d}", owner, now, f"its process died ({process})")
+        connection.execute("DELETE FROM process WHERE id = ?", [process.id])
+        return done
+
+
+def reap_unknown(connection: sqlite3.Connection, owner: int, now: int) -> Reaped:
+    """End what belongs to no process there is a row of."""
+    with transaction(connection):
+        return _reap(connection, "owner NOT IN (SELECT id FROM process)", owner, now, UNKNOWN_PROCESS)
+
+
+def _reap(connection: sqlite3.Connection, whose: str, owner: int, now: int, why: str) -> Reaped:
+    found = _rows(connection, f"SELECT {queries.RUN} FROM run WHERE {_OPEN} AND {whose}")
+    rows = [ended(RunRow._make(row), now, owner, why) for row in found]
+    for statement in statements(seize, rows):
+        connection.execute(*statement)
+    found = _rows(connection, f"SELECT {queries.TRANSACTION} FROM txn WHERE state = {ACTIVE} AND {whose}")
+    left = [TransactionRow._make(row)._replace(state=INTERRUPTED, ended=now, owner=owner) for row in found]
+    for row in left:
+        _put_transaction(connection, row)
+    interrupted = sum(row.state == PAUSED for row in rows)
+    return Reaped(crashed=len(rows) - interrupted, interrupted=interrupted, transactions=tuple(left))
+
+
+def claim(connection: sqlite3.Connection, run_id: bytes, seq: int, owner: int, now: int) -> RunRow | None:
+    """As the port says."""
+    with transaction(connection):
+        row = _run(connection, run_id)
+        if row is None or row.seq != seq or (row.state < FIRST_FINAL and row.state != PAUSED):
+            return None
+        # All below it as well: whichever of them runs again is written by this store.
+        sql = f"{_below(1)} UPDATE run SET owner = ? WHERE id IN (SELECT id FROM below) AND owner <> ?"
+        connection.execute(sql, [run_id, owner, owner])
+        taken = resuming(row, now, owner)
+        rows = [taken]
+        stand_in = None if row.parent_id is None else _run(connection, row.parent_id)
+        if stand_in is not None and stand_in.kind == STAND_IN:
+            rows.append(resuming(stand_in, now, owner)._replace(seq=taken.seq))
+        for statement in statements(seize, rows):
+            connection.execute(*statement)
+        return taken
+
+
+# --- cached values, transactions -------------------------------------------------------------
+
+
+def write_cached(connection: sqlite3.Connection, row: CachedRow, write_file: Callable[[CachedRow], CachedRow]) -> None:
+    """Keep a value. Its file is written under the lock: else a deleting process could take it for the older one's."""
+    with transaction(connection):
+        values = list(map(storable, write_file(row)))
+        connection.execute(f"INSERT OR REPLACE INTO cache ({queries.CACHED}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+
+
+def delete_cached(
+    connection: sqlite3.Connection,
+    expired_at: int | None,
+    keys: Sequence[str],
+    delete_files: Callable[[Sequence[CachedRow]], None],
+) -> list[CachedRow]:
+    """As the port says."""
+    with transaction(connection):
+        found: dict[str, CachedRow] = {}
+        if expired_at is not None:
+            for row in _rows(connection, f"SELECT {queries.CACHED} FROM cache WHERE expires <= ?", [expired_at]):
+                found[row[0]] = CachedRow._make(row)
+            connection.execute("DELETE FROM cache WHERE expires <= ?", [expired_at])
+        for chunk in _chunks([storable(key) for key in keys]):
+            marks = _marks(chunk)
+            for row in _rows(connection, f"SELECT {queries.CACHED} FROM cache WHERE key IN ({marks})", chunk):
+                found[row[0]] = CachedRow._make(row)
+            connection.execute(f"DELETE FROM cache WHERE key IN ({marks})", chunk)
+        deleted = [found[key] for key in sorted(found)]
+        if deleted:
+            delete_files(deleted)
+        return deleted
+
+
+def write_transaction(connection: sqlite3.Connection, row: TransactionRow, rolled_back: Sequence[bytes]) -> None:
+    """As the port says."""
+    with transaction(connection):
+        _put_transaction(connection, row, "WHERE excluded.owner = txn.owner")
+        for chunk in _chunks(rolled_back):
+            connection.execute(
+                f"UPDATE run SET details = json_set(coalesce(details, '{{}}'), '$.rolled_back', json('true')) "
+                f"WHERE id IN ({_marks(chunk)})",
+                chunk,
+            )
+
+
+def _put_transaction(connection: sqlite3.Connection, row: TransactionRow, where: str = "") -> None:
+    changes = ", ".join(f"{name} = excluded.{name}" for name in TransactionRow._fields if name != "id")
+    sql = (
+        f"INSERT INTO txn ({queries.TRANSACTION}) VALUES ({_marks(row)}) "
+        f"ON CONFLICT (id) DO UPDATE SET {changes} {where}"
+    )
+    connection.execute(sql, list(map(storable, row)))
+
+
+# --- retention -----------------------------------------------------------------------------
+
+
+def delete_runs(connection: sqlite3.Connection, root_ids: Iterable[bytes]) -> list[bytes]:
+    """As the port says."""
+    deleted: list[bytes] = []
+    with transaction(connection):
+        for chunk in _chunks(dict.fromkeys(root_ids)):
+            roots = _deletable(connection, chunk)
+            deleted += roots
+            below = _below(len(roots))
+            connection.execute(f"{below} DELETE FROM log WHERE flow_run_id IN (SELECT id FROM below)", roots)
+            connection.execute(f"{below} DELETE FROM log WHERE task_run_id IN (SELECT id FROM below)", roots)
+            connection.execute(f"{below} DELETE FROM run WHERE id IN (SELECT id FROM below)", roots)
+    return deleted
+
+
+def _deletable(connection: sqlite3.Connection, ids: Sequence[bytes]) -> list[bytes]:
+    """Those of `ids` that are outermost runs and have ended, and all below them has."""
+    sql = f"""
+    WITH RECURSIVE below (root, id, is_open) AS (
+        SELECT id, id, state < {FIRST_FINAL} FROM run WHERE id IN ({_marks(ids)}) AND parent_id IS NULL
+        UNION
+        SELECT below.root, run.id, run.state < {FIRST_FINAL} FROM below JOIN run ON run.parent_id = below.id
+    )
+    SELECT root FROM below GROUP BY root HAVING max(is_open) = 0"""
+    ended_roots = {row[0] for row in _rows(connection, sql, ids)}
+    return [each for each in ids if each in ended_roots]
+
+
+def give_back(connection: sqlite3.Connection) -> int:
+    """As the port says."""
+    with transaction(connection):
+        # Gives a row for each page, and does nothing for those that are not asked for.
+        connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+    return queries.number(connection, "PRAGMA freelist_count") * queries.number(connection, "PRAGMA page_size")
+
+
+# --- SQL -----------------------------------------------------------------------------------
+
+
+def _rows(connection: sqlite3.Connection, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    return connection.execute(sql, values).fetchall()
+
+
+def _run(connection: sqlite3.Connection, run_id: bytes) -> RunRow | None:
+    found = _rows(connection, queries.READ_RUN, [run_id])
+    return RunRow._make(found[0]) if found else None
+
+
+def _below(roots: int) -> str:
+    return _BELOW.format(ids=", ".join("?" * roots))
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _chunks(values: Iterable[Any]) -> Iterable[list[Any]]:
+    each = list(values)
+    return (each[start : start + CHUNK] for start in range(0, len(each), CHUNK))

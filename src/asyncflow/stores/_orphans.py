@@ -1,0 +1,52 @@
+"""What becomes of a run whose process has died, or that is run again: pure, so that both stores do the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES, RunRow, moved, states_of
+from asyncflow.states import StateType
+
+__all__ = ["INTERRUPTED", "MOST_DEATHS", "PAUSED", "UNKNOWN_PROCESS", "ended", "is_orphan", "resuming", "waits"]
+
+INTERRUPTED = "Interrupted"
+"""Name of the Paused state of a run that waits to be resumed."""
+PAUSED = STATE_CODES[StateType.PAUSED]
+MOST_DEATHS = 10
+"""A run whose process died more often than that is not resumed by itself any more: it may be what kills it."""
+UNKNOWN_PROCESS = "its process died (nothing is known of it)"
+
+
+def waits(row: RunRow) -> bool:
+    """Whether the run waits to be claimed: nobody runs it, so nobody's death concerns it."""
+    return row.state == PAUSED and row.state_name == INTERRUPTED
+
+
+def is_orphan(row: RunRow) -> bool:
+    """Whether the run is open and was being run, given that its owner is dead."""
+    return row.state < FIRST_FINAL and not waits(row)
+
+
+def ended(row: RunRow, now: int, owner: int, why: str) -> RunRow:
+    """`row`, whose process has died, as its new `owner` records it: Crashed, or waiting to be resumed."""
+    if _is_to_be_resumed(row):
+        deaths = 1 + sum(state.name == INTERRUPTED for state in states_of(row))
+        if deaths <= MOST_DEATHS:
+            return moved(row, StateType.PAUSED, now, name=INTERRUPTED, message=why)._replace(owner=owner)
+        why = f"{why}; this happened {deaths} times, so it is not resumed by itself any more"
+    return moved(row, StateType.CRASHED, now, message=why)._replace(owner=owner)
+
+
+def resuming(row: RunRow, now: int, owner: int) -> RunRow:
+    """`row`, which nobody runs, as its new `owner` records it before running it again."""
+    return moved(row, StateType.PENDING, now, name="Resuming")._replace(owner=owner)
+
+
+def _is_to_be_resumed(row: RunRow) -> bool:
+    if row.kind != FLOW or row.parent_id is not None or row.details is None:
+        return False
+    details: Mapping[str, Any] = orjson.loads(row.details)
+    return details.get("resume") == "auto"

@@ -1,0 +1,215 @@
+"""What a home needs now and then: the runs of processes that died ended, and what is too old deleted.
+
+Every open runtime does it for its home, in a thread of its own that nobody waits for; several
+processes on one home may do it at the same time, and each dead process and each run is dealt with
+by one of them. Nothing here can fail a run: what goes wrong is logged, and tried again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import orjson
+
+from asyncflow._retention import Pace, Retention
+from asyncflow._rows import CachedRow, TransactionRow, maybe_uuid
+from asyncflow._services import Services
+from asyncflow.abc import Reaped
+from asyncflow.exceptions import ForkedRuntimeError, RuntimeClosedError
+from asyncflow.logs import library_logger
+
+__all__ = ["Sweeper", "Swept", "Upkeep", "delete_batch", "hooks_of", "interruption", "microseconds_now", "reaping"]
+
+_SWEEP_SECONDS = 60.0
+"""How often runs are looked for that are too old or too many."""
+_LEAST_PAUSE = 0.010
+"""Seconds between two batches."""
+_JOIN_SECONDS = 0.05
+"""Longest that closing waits for the thread."""
+
+
+def microseconds_now(services: Services) -> int:
+    """The clock's time as the stores' columns have it."""
+    return round(services.clock.now() * 1_000_000)
+
+
+class Swept(NamedTuple):
+    """What one batch did."""
+
+    runs: list[bytes]
+    """The outermost runs that were deleted, each with all below it."""
+    cached: list[CachedRow]
+    """The cached values that were deleted: they had expired."""
+    has_more: bool
+    """Whether there may be more to do at once."""
+
+
+class Sweeper:
+    """Deletes what `retention` does not keep, one small batch at a time, and gives the space back."""
+
+    def __init__(self, services: Services, retention: Retention) -> None:
+        self._services = services
+        self._retention = retention
+        self._pace = Pace()
+        self._is_shrinking = False
+        self._is_stuck = False
+        self._left = 0
+
+    @property
+    def is_too_big(self) -> bool:
+        """Whether the database has more bytes than it may, and the last batch could do something about it."""
+        limit = self._retention.size
+        return limit is not None and not self._is_stuck and self._services.store.size() > limit
+
+    def sweep(self) -> Swept:
+        """Delete a batch of runs; where there are none, expired cached values; else give a little space back.
+
+        Blocks. Space is given back last, because while runs are deleted new ones can use it.
+        """
+        store = self._services.store
+        now = microseconds_now(self._services)
+        runs = delete_batch(self._services, self._due(now), self._pace)
+        self._is_stuck = self._is_shrinking and not runs
+        cached = [] if runs else store.delete_cached(expired_at=now)
+        if runs or cached:
+            return Swept(runs, cached, has_more=True)
+        before, self._left = self._left, store.give_back()
+        # What stays the same is what a reader keeps from being given back: not to be asked for without a pause.
+        return Swept(runs, cached, has_more=0 < self._left != before)
+
+    def _due(self, now: int) -> list[bytes]:
+        store, retention, most = self._services.store, self._retention, self._pace.trees
+        before = retention.before(now)
+        due = [] if before is None else store.read_oldest(most, before)
+        if due:
+            return due
+        excess = retention.excess(store.size(), store.count_outermost, shrinking=self._is_shrinking)
+        self._is_shrinking = excess > 0
+        return store.read_oldest(min(most, excess)) if excess else []
+
+
+def delete_batch(services: Services, due: list[bytes], pace: Pace) -> list[bytes]:
+    """Delete outermost runs that have ended; gives which, and lets `pace` know how long it took. Blocks."""
+    if not due:
+        return []
+    started = time.monotonic()
+    gone = services.store.delete_runs(due)
+    pace.note(len(due), time.monotonic() - started)
+    return gone
+
+
+class Upkeep:
+    """The upkeep of one open runtime's home."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._seconds = services.settings.upkeep_seconds
+        self._sweeper = Sweeper(services, Retention.of(services.settings))
+        self._sweep_at = 0.0
+        self._failing: set[str] = set()
+        self._pid = os.getpid()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="asyncflow-upkeep", daemon=True)
+
+    def open(self) -> None:
+        """See to what dead processes left behind, now; and to all the rest in a thread."""
+        self._attempt("looking for dead processes", self._reap)
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the system has no thread left, and runs need none of ours
+            self._report("starting its thread", error)
+
+    def stop(self) -> None:
+        """Do nothing more. Does not wait for what is being done."""
+        if self._pid == os.getpid():  # in a forked child nobody is left to release the event's lock
+            self._stopped.set()
+
+    def join(self) -> None:
+        """After `stop`, and once the store is closed, so that nothing is left to wait for: let the thread end."""
+        if self._pid == os.getpid() and self._thread.ident is not None:
+            self._thread.join(_JOIN_SECONDS)
+
+    # --- the thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        reap_at = time.monotonic() + self._seconds
+        pause = 0.0
+        while not self._stopped.wait(pause):
+            started = time.monotonic()
+            if self._seconds and started >= reap_at:
+                self._attempt("looking for dead processes", self._reap)
+                reap_at = started + self._seconds
+            if self._attempt("deleting what is not kept any longer", self._sweep):
+                pause = max(time.monotonic() - started, _LEAST_PAUSE)  # half of the time is for others
+            elif self._seconds:
+                pause = self._seconds
+            else:
+                return
+
+    def _sweep(self) -> bool:
+        """Delete a batch if it is time; whether there may be more."""
+        if time.monotonic() < self._sweep_at and not self._sweeper.is_too_big:
+            return False
+        self._sweep_at = time.monotonic() + _SWEEP_SECONDS  # also after an error
+        has_more = self._sweeper.sweep().has_more
+        if has_more:
+            self._sweep_at = 0.0
+        return has_more
+
+    def _reap(self) -> bool:
+        reaped = self._services.store.reap(microseconds_now(self._services))
+        home = str(self._services.settings.home)
+        if reaped.crashed or reaped.interrupted:
+            library_logger().warning("%s (%r)", reaping(reaped), home)
+        for transaction in reaped.transactions:
+            library_logger().warning("%s (%r)", interruption(transaction), home)
+        return False
+
+    def _attempt(self, what: str, act: Callable[[], bool]) -> bool:
+        try:
+            result = act()
+        except (RuntimeClosedError, ForkedRuntimeError):
+            self._stopped.set()  # closed meanwhile: nobody is to know
+            return False
+        except Exception as error:  # noqa: BLE001  # whatever it is, it must not end the thread, and no run is at fault
+            if not self._stopped.is_set() and what not in self._failing:
+                self._report(what, error)
+            self._failing.add(what)  # told once, until it has worked again
+            return False
+        self._failing.discard(what)
+        return result
+
+    def _report(self, what: str, error: Exception) -> None:
+        library_logger().warning("the upkeep of %r: %s failed: %s", str(self._services.settings.home), what, error)
+
+
+def reaping(reaped: Reaped) -> str:
+    """One line about the runs that dead processes left behind."""
+    crashed, interrupted = reaped.crashed, reaped.interrupted
+    told: list[str] = []
+    if crashed or not interrupted:
+        told.append(f"{crashed:,} {'run' if crashed == 1 else 'runs'} of processes that have died ended as Crashed")
+    if interrupted:
+        what = "run waits" if interrupted == 1 else "runs wait"
+        told.append(f"{interrupted:,} interrupted flow {what} to be resumed")
+    return "; ".join(told)
+
+
+def interruption(row: TransactionRow) -> str:
+    """One line about a transaction whose process died inside of it."""
+    key = "without a key" if row.key is None else repr(row.key)
+    run = "" if row.run_id is None else f" of run {maybe_uuid(row.run_id)}"
+    hooks = ", ".join(hooks_of(row))
+    return (
+        f"transaction {key}{run} was interrupted by its process's death: it was neither committed nor rolled back, "
+        f"and of its hooks none was run: {hooks or '(it had none yet)'}"
+    )
+
+
+def hooks_of(row: TransactionRow) -> list[str]:
+    """The names of the hooks that a transaction was to run."""
+    return [str(each) for each in orjson.loads(row.hooks or "[]")]
