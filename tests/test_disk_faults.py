@@ -171,8 +171,8 @@ def test_the_queue_in_front_of_a_full_disk_is_bounded(children: Template, small_
     child.go()
     line = child.hear("waiting")
     assert line is not None, child.said
-    # Each run that has begun may still record its states; none begins any more.
-    assert line[1] < 2 * limit
+    # Of 20 times as many. Runs are held back once it is found too long; between two looks some begin.
+    assert limit < line[1] < 6 * limit
     small_disk.empty()
     child.go()
     assert child.end() == 0

@@ -95,7 +95,11 @@ def writers(home: Path, folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
     started = [
         subprocess.Popen(
             [*command, str(folder / f"acknowledged{number}")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=PROJECT,
         )  # fmt: skip
         for number in range(WRITERS)
     ]

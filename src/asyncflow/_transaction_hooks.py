@@ -9,8 +9,8 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from asyncflow._backend.base import Host
+from asyncflow._options import TransactionHook
 from asyncflow._run import current_transaction
-from asyncflow._specs import TransactionHook
 from asyncflow.abc import Clock
 from asyncflow.logs import library_logger
 
@@ -109,9 +109,7 @@ class Rollback:
             except BaseException as error:
                 if not self._goes_on_after(error):
                     raise
-                library_logger().exception(
-                    "rollback hook %s raised while %s was rolled back", self._current, self._what
-                )
+                library_logger().exception("rollback hook %s raised (%s)", self._current, self._what)
                 # Where it was the deadline that ended the hook, this ends here as well; where the
                 # hook waited for something that was cancelled, it is an error like any other.
                 await self._host.sleep(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from asyncflow._services import Services
 from asyncflow.ids import new_id
 from asyncflow.logs import library_logger
 
-__all__ = ["Contents", "TransactionRecord"]
+__all__ = ["Contents", "TransactionRecord", "soon"]
 
 _MICRO = 1_000_000
 
@@ -35,7 +36,9 @@ class Contents(NamedTuple):
 class TransactionRecord:
     """One transaction's row. `begin` and `end` block until it is on disk."""
 
-    def __init__(self, services: Services, key: str | None, run_id: bytes | None, contents: Callable[[], Contents]):
+    def __init__(
+        self, services: Services, key: str | None, run_id: bytes | None, contents: Callable[[], Contents]
+    ) -> None:
         self._services = services
         self._contents = contents
         self._row = TransactionRow(
@@ -59,24 +62,17 @@ class TransactionRecord:
         with self._lock:
             self._write_active()
 
-    def end(self, state: int, rolled_back: Sequence[bytes] = ()) -> None:
-        """Say how it ended, which it may do once more: what could not be committed is rolled back."""
+    def end(self, state: int, rolled_back: Sequence[bytes] = (), hooks: Sequence[str] = ()) -> None:
+        """Say how it ended, which it may do once more: what could not be committed is rolled back.
+
+        `hooks` are those that were not called although they should have been.
+        """
         with self._lock:
             self._has_ended = True
-            row = self._current()._replace(state=state, ended=max(self._now(), self._row.created))
+            row = self._row_of(Contents(self._contents().data, list(hooks)))
+            row = row._replace(state=state, ended=max(self._now(), self._row.created))
             self.may_be_on_disk = True
             self._services.store.write_transaction(row, rolled_back)
-
-    def end_soon(self, state: int, rolled_back: Sequence[bytes] = ()) -> None:
-        """The same for whoever must not wait, and can do nothing about an error."""
-
-        def end() -> None:
-            try:
-                self.end(state, rolled_back)
-            except Exception as error:  # noqa: BLE001  # nobody is left to tell; a new start finds it as it was
-                library_logger().error("the end of a transaction could not be recorded: %s", error)
-
-        _thread.start_new_thread(end, ())
 
     def touch(self) -> None:
         """Bring what it holds up to date soon. Plain code, from any thread."""
@@ -84,7 +80,7 @@ class TransactionRecord:
         if not (self._is_behind or self._has_ended):
             # Two threads at once may start it twice: the second then finds nothing to do.
             self._is_behind = True
-            _thread.start_new_thread(self._catch_up, ())
+            _start(self._catch_up)
 
     def _catch_up(self) -> None:
         try:
@@ -102,15 +98,31 @@ class TransactionRecord:
 
     def _write_active(self) -> None:
         self.may_be_on_disk = True
-        self._services.store.write_transaction(self._current())
+        self._services.store.write_transaction(self._row_of(self._contents()))
 
-    def _current(self) -> TransactionRow:
-        data, hooks = self._contents()
-        fragments = {name: orjson.Fragment(text) for name, text in data.items()}
+    def _row_of(self, contents: Contents) -> TransactionRow:
+        fragments = {name: orjson.Fragment(text) for name, text in contents.data.items()}
         return self._row._replace(
             data=orjson.dumps(fragments).decode() if fragments else None,
-            hooks=orjson.dumps(hooks).decode() if hooks else None,
+            hooks=orjson.dumps(contents.hooks).decode() if contents.hooks else None,
         )
 
     def _now(self) -> int:
         return int(self._services.clock.now() * _MICRO)
+
+
+def soon(write: Callable[[], None]) -> None:
+    """Have a blocking write done by somebody else: for whoever must not wait, and can do nothing about an error."""
+
+    def attempt() -> None:
+        try:
+            write()
+        except Exception as error:  # noqa: BLE001  # nobody is left to tell
+            library_logger().error("the end of a transaction could not be recorded: %s", error)
+
+    _start(attempt)
+
+
+def _start(fn: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # no thread is left, or the interpreter ends: a new start finds it interrupted
+        _thread.start_new_thread(fn, ())

@@ -65,9 +65,9 @@ class KeyTurn:
 
     def __init__(self, services: Services, key: str) -> None:
         self._services = services
-        self._key = key
+        self._name = f"transaction({key!r})"  # the keys of cached values are locked as well
         # A limit of its own for each block, so that leaving gives back this one's place and no other's.
-        self._place: ConcurrencyLimit = concurrency(f"transaction(key={key!r})", 1)
+        self._place: ConcurrencyLimit = concurrency(self._name, 1)
         self._release: Callable[[], None] | None = None
 
     async def take(self, host: Host) -> None:
@@ -81,7 +81,7 @@ class KeyTurn:
 
     async def _lock_file(self, host: Host) -> Callable[[], None]:
         signal = host.signal()
-        wait = _FileWait(lambda: self._services.key_locks.acquire(self._key), signal.set)
+        wait = _FileWait(lambda: self._services.key_locks.acquire(self._name), signal.set)
         _thread.start_new_thread(wait.run, ())
         try:
             await blocked(host, current_run.get(), signal)

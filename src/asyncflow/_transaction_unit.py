@@ -8,6 +8,7 @@ looks whether the unit is open, and the unit closes before it looks who is there
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from asyncflow._backend.base import Host
@@ -23,7 +24,7 @@ from asyncflow._transaction_hooks import (
     on_rollback_calls,
 )
 from asyncflow._transaction_members import Members
-from asyncflow._transaction_record import Contents, TransactionRecord
+from asyncflow._transaction_record import Contents, TransactionRecord, soon
 from asyncflow.exceptions import StoreError, TransactionEndedError
 from asyncflow.logs import library_logger
 
@@ -109,8 +110,13 @@ class Unit(Enclosing):
 
     @property
     def is_recorded(self) -> bool:
-        """Whether it has a record of its own while it goes on; one inside without a key is told of by the one around."""
+        """Whether it has a record while it goes on; one inside without a key is told of by the one around it."""
         return self.around is None or self._key is not None
+
+    @property
+    def _has_news(self) -> bool:
+        """Whether there is anything to record: not where a key was committed before, and nothing was done."""
+        return self.record.may_be_on_disk or self._is_changed
 
     def _accepts(self) -> bool:
         unit: Unit | None = self
@@ -160,7 +166,7 @@ class Unit(Enclosing):
         for call in on_commit_calls(self._hooks()):
             await call_hook(host, call)
         problem, held_back = None, None
-        if self.record.may_be_on_disk or self._is_changed:  # else a key that was committed before, and nothing was done
+        if any(unit._has_news for unit in self._units()):
             problem, held_back = await self._recorded(host, self._write_commit)
         if problem is not None:
             raise held_back or problem
@@ -182,7 +188,7 @@ class Unit(Enclosing):
                 self._kept.append(row.key)
                 self.services.store.write_cached(row)
         for unit in units:  # this one last: while it is open, the others are told of by it
-            if unit.is_recorded:
+            if unit.is_recorded and unit._has_news:
                 unit.record.end(COMMITTED)
 
     async def roll_back(self, host: Host) -> BaseException | None:
@@ -198,7 +204,8 @@ class Unit(Enclosing):
         cut = self._end_hooks()
         if cut:
             library_logger().error(
-                "%r is rolled back in part: its hooks had %g seconds (hook_seconds), and were not called to their end: %s",
+                "%r is rolled back in part: of its hooks, which had %g seconds (hook_seconds), "
+                "these were not called to their end: %s",
                 self.handle, settings.hook_seconds, ", ".join(cut),
             )  # fmt: skip
         self._set_rolled_back()
@@ -220,16 +227,19 @@ class Unit(Enclosing):
     def _write_rollback(self) -> None:
         if self._kept:
             self.services.store.delete_cached(keys=self._kept)
+        undone: list[bytes] = []
         for unit in self._units():
-            if unit.is_recorded or unit is self or unit._members.completed:
-                unit.record.end(ROLLED_BACK, unit._members.completed)
+            undone += unit._members.completed
+            if unit.is_recorded or unit is self:
+                unit.record.end(ROLLED_BACK, undone, self._end_hooks() if unit is self else ())
+                undone = []
 
     def withdraw(self) -> None:
         """Its block never began. Plain code; a record that may be there is ended soon."""
         self._is_open = False
         self.state = ROLLED_BACK
         if self.record.may_be_on_disk:
-            self.record.end_soon(ROLLED_BACK)
+            soon(partial(self.record.end, ROLLED_BACK))
         if self.around is not None:
             self.around.leave(self)
 
@@ -243,7 +253,8 @@ class Unit(Enclosing):
         )  # fmt: skip
         for unit in self._units():
             unit.state = INTERRUPTED
-            unit.record.end_soon(INTERRUPTED, unit._members.completed)
+            if unit.is_recorded or unit is self:
+                soon(partial(unit.record.end, INTERRUPTED, (), left if unit is self else ()))
         if self.around is not None:
             self.around.leave(self)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
+from dataclasses import replace
+from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
+from asyncflow._options import TransactionHook
 from asyncflow._specs import Kind, Options, TaskOptions
 from asyncflow.declarations import Binds, Declaration
 from asyncflow.futures import TaskFuture
@@ -16,6 +18,7 @@ Q = ParamSpec("Q")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 S = TypeVar("S")
+H = TypeVar("H", bound=TransactionHook)
 T = TypeVar("T")
 
 
@@ -50,6 +53,29 @@ class Task(Declaration[P, R_co]):
     def with_options(self, **options: Unpack[TaskOptions]) -> Self:
         """A copy with other options; what is not named stays as it is."""
         return self._with_options(dict(options))
+
+    def on_commit(self, hook: H, /) -> H:
+        """Decorate a function that is called when a transaction with a completed run of this task is committed.
+
+        It gets the transaction, and may be async. What it raises rolls the transaction back.
+        """
+        self._add_hook("on_commit", hook)
+        return hook
+
+    def on_rollback(self, hook: H, /) -> H:
+        """Decorate a function that undoes what a run of this task did, when its transaction is rolled back.
+
+        It gets the transaction, and may be async. It is called for runs that completed, the latest
+        first, also when the transaction is cancelled; what it raises is logged.
+        """
+        self._add_hook("on_rollback", hook)
+        return hook
+
+    def _add_hook(self, option: Literal["on_commit", "on_rollback"], hook: TransactionHook) -> None:
+        hooks = (*getattr(self._spec.options, option), hook)
+        # In place, unlike `with_options`: a decorator has nobody to give a copy to. The name is the task's own.
+        self._spec = replace(self._spec, options=self._spec.options.changed(Kind.TASK, {option: hooks}))
+        self._method_spec = None  # made anew, with the hook, when it is next bound
 
     # What a class attribute gives: the class bound (class method), itself (any other, read from
     # the class), the instance bound (method), itself (static method). See Binds.

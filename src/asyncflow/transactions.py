@@ -14,8 +14,6 @@ from inspect import CO_ASYNC_GENERATOR, currentframe
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
-import orjson
-
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here, loop_is_running_here
 from asyncflow._backend.inline import drive

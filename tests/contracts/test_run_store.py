@@ -75,9 +75,7 @@ def test_every_column_comes_back(store: RunStore) -> None:
         history="[[1,null,null,1]]", details='{"version":"1"}',
         digest=bytes(range(16)), owner=3,
     )  # fmt: skip
-    empty = RunRow._make(None for _ in RunRow._fields)._replace(
-        id=new_id(), kind=TASK, created=START, seq=1, owner=0
-    )
+    empty = RunRow._make(None for _ in RunRow._fields)._replace(id=new_id(), kind=TASK, created=START, seq=1, owner=0)
     record(store, row, empty)
     assert store.read_run(row.id) == row
     assert store.read_run(empty.id) == empty

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from asyncflow._cancellation import end_tree
+from asyncflow._engine.caching import keep
 from asyncflow._engine.hooks import run_hooks
 from asyncflow._run import Run
 from asyncflow._unseen import keep_if_failed, warn_of_unseen
@@ -28,8 +29,11 @@ async def follow_up(run: Run) -> None:
         return  # the coroutine is being closed: it must not wait for anything
     settings = services.settings
     held_back: BaseException | None = None
+    if run.spec.options.is_cached:
+        held_back = await keep(run)
     if run.parent is None or run.is_durable:
-        on_disk, problem, held_back = await host.confirm(services.store, settings.durability_seconds)
+        on_disk, problem, late = await host.confirm(services.store, settings.durability_seconds)
+        held_back = late or held_back
         if not on_disk and (run.error is None or isinstance(run.error, Exception)):
             run.error = _not_durable(run, problem, run.error)
     if type_ is not None and run.spec.options.hooks_for(type_):

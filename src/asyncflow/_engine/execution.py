@@ -90,7 +90,7 @@ async def _attempts(run: Run) -> Ending:
         if run.cause is not None and not run.run_count:  # it was submitted, and cancelled before it began
             return not_begun(run)
         _begin(run)
-        if options.on_running and (stopped := await reachably(run, partial(run_hooks, run, StateType.RUNNING))):
+        if options.on_running and (stopped := await reachably(run, partial(_announce, run))):
             return stopped
         if run.cause is not None:  # a stream that was closed before there was a scope to cancel
             return ending_of_cause(run)
@@ -128,6 +128,15 @@ def _begin(run: Run) -> None:
         if run.digest is None and run.parent is not None and run.stream is None:
             identify(run)
         run.begin(now)
+
+
+async def _announce(run: Run) -> None:
+    """Run the hooks of its beginning. What they call is done each time, whatever is recorded of the last one."""
+    past, run.past = run.past, None
+    try:
+        await run_hooks(run, StateType.RUNNING)
+    finally:
+        run.past = past
 
 
 async def _last_word(run: Run, ending: Ending, asked: int) -> Ending | None:

@@ -5,7 +5,9 @@ Made before the body begins, because a body may change what it was given.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import islice
+from types import FunctionType
 from typing import Any
 
 from asyncflow._run import Run
@@ -35,13 +37,10 @@ def identify(run: Run) -> None:
         _compare_with_neighbours(run, parent)
 
 
-def _given(run: Run) -> Any:
+def _given(run: Run) -> Mapping[str, Any]:
     spec, given = run.spec, run.arguments
-    if spec.not_in_key:
-        given = {name: value for name, value in given.items() if name not in spec.not_in_key}
-    if spec.is_bound:  # no name of a parameter: it cannot hide one
-        given = {**given, "": spec.fn.__self__}  # type: ignore[attr-defined]
-    return given
+    # Most calls that are counted in microseconds are given nothing.
+    return spec.keyed(given) if given or type(spec.fn) is not FunctionType else given
 
 
 def _say_once(run: Run, error: NotDigestibleError) -> None:

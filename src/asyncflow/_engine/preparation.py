@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from asyncflow._backend.base import Host, Signal
+from asyncflow._engine.caching import from_cache
 from asyncflow._engine.endings import ending_of_cause
 from asyncflow._engine.hooks import name_of_run
 from asyncflow._engine.identity import identify
@@ -43,6 +44,8 @@ async def prepare(run: Run) -> Ending | None:
             await _check_parameters(run)
         if run.is_special and (stopped := await _find_record(run)):
             return stopped
+        if run.spec.options.is_cached:
+            return await from_cache(run)
     except Exception as error:  # noqa: BLE001  # the caller gets it; the run is Failed, and never was Running
         _enter_pending(run)
         return ending_of_error(error)

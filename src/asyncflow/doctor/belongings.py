@@ -19,7 +19,7 @@ __all__ = ["check_locks", "check_permissions"]
 
 LOCKS = "locks"
 _DATABASE = ("asyncflow.db", "asyncflow.db-wal", "asyncflow.db-shm")
-_PROCESS_LOCK = re.compile(r"[0-9a-f]{32}\.(lock|new)")
+_LOCK = re.compile(r"([0-9a-f]{32}|key-[0-9a-f]{64})\.(lock|new)")
 _BEING_MADE_SECONDS = 60
 
 
@@ -71,7 +71,7 @@ def check_locks(report: Report, home: Path, living: Iterable[Owner], *, repair: 
     if repair:
         for path in dead:
             with suppress(OSError):
-                path.unlink()
+                _remove(path)
         report.add("dead-lock", f"{what}: deleted", examples=[path.name for path in dead], level="repaired")
     else:
         remedy = "harmless; the next run here removes them, or `asyncflow doctor --repair`"
@@ -80,7 +80,7 @@ def check_locks(report: Report, home: Path, living: Iterable[Owner], *, repair: 
 
 def _lock_files(home: Path) -> list[Path]:
     with suppress(OSError):
-        return [path for path in (home / LOCKS).iterdir() if _PROCESS_LOCK.fullmatch(path.name)]
+        return [path for path in (home / LOCKS).iterdir() if _LOCK.fullmatch(path.name)]
     return []
 
 
@@ -89,3 +89,16 @@ def _is_left(path: Path) -> bool:
         return time.time() - path.lstat().st_mtime > _BEING_MADE_SECONDS and can_be_locked(path)
     except OSError:
         return False
+
+
+def _remove(path: Path) -> None:
+    """Remove a lock file while holding its lock: who waits for it sees then that it has gone."""
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(path.lstat(), os.fstat(descriptor)):
+            path.unlink()
+    finally:
+        os.close(descriptor)

@@ -145,7 +145,8 @@ def check_uncited(
 
 def _settle(report: Report, home: Path, kind: str, what: str, paths: list[str], *, repair: bool) -> None:
     if not repair:
-        report.add(kind, what, "`asyncflow doctor --repair` deletes them", paths)
+        remedy = "`asyncflow doctor --repair` deletes them, unless values are missing that may be in them"
+        report.add(kind, what, remedy, paths)
         return
     folder = FolderStorage(home)
     failed: list[str] = []

@@ -18,6 +18,7 @@ from asyncflow.settings import Settings
 __all__ = ["examine"]
 
 _DAY = 86_400
+_LOSSES = {"missing-file", "changed-file", "unsound-rows"}
 
 
 def examine(home: str | Path | None = None, *, repair: bool = False) -> Report:
@@ -49,8 +50,10 @@ def _check_rows_and_files(records: Records, report: Report, home: Path, *, repai
     living = [owner for owner in records.owners() if owner.id in alive]
     _count(records, report, home)
     cited = check_cited(records, report, home)
-    check_uncited(records, report, home, cited, living, repair=repair)
     check_copies(records, report, home, alive, repair=repair)
+    # What a damaged row cited may look like a file that nobody needs.
+    is_damaged = not _LOSSES.isdisjoint(finding.kind for finding in report.problems)
+    check_uncited(records, report, home, cited, living, repair=repair and not is_damaged)
     check_locks(report, home, living, repair=repair)
 
 

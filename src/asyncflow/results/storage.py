@@ -107,8 +107,8 @@ class FolderStorage:
 
     def delete(self, path: str) -> None:
         """As the port says. No symbolic link is followed, on the way or inside; one is itself deleted."""
-        *above, last = PurePosixPath(path).parts
         self._inside(path)
+        *above, last = PurePosixPath(path).parts
         self._known.pop(path, None)
         descriptor = os.open(self._home, _FOLDER & ~os.O_NOFOLLOW)  # the home itself may be a link
         try:
