@@ -471,8 +471,9 @@ def test_transactions_that_were_interrupted_are_told(damaged: Path) -> None:
 
 
 def test_what_retention_would_delete_is_told(damaged: Path) -> None:
-    query(damaged, "UPDATE run SET created = 1, started = 1, ended = 1 WHERE function = 'big_job'")
+    query(damaged, "UPDATE run SET created = 1, started = 1, ended = 1 WHERE function = 'big-job'")
     report = examine(damaged)
+    assert report.is_sound
     assert report.facts["due_for_deletion"] == 1
     assert "retention" in kinds(report, "note")
 

@@ -40,9 +40,7 @@ def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Template]:
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio", "sync"])
 @pytest.mark.timeout(60 + KILLS * 4)
-def test_whatever_was_acknowledged_before_a_kill_is_on_disk(
-    children: Template, tmp_path: Path, backend: str
-) -> None:
+def test_whatever_was_acknowledged_before_a_kill_is_on_disk(children: Template, tmp_path: Path, backend: str) -> None:
     """The same homes are used again after a kill, so what earlier processes acknowledged is looked for as well."""
     acknowledged: dict[str, str] = {}
     total = 0

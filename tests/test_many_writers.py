@@ -51,9 +51,10 @@ class RunTicket(Ticket):
     __slots__ = ("row", "began")
 
 def start():
-    run = LiveRun(run_row(parent_id=root.id, state=STATE_CODES[StateType.RUNNING], seq=2, ended=None, owner=store.owner))
+    done = run_row(parent_id=root.id, owner=store.owner)
+    run = LiveRun(done._replace(state=STATE_CODES[StateType.RUNNING], seq=2, ended=None))
     store.put(run)
-    run.current = [run.current[0]._replace(state=STATE_CODES[StateType.COMPLETED], seq=3, ended=root.ended)]
+    run.current = [done]
     store.put(run)
     ticket = RunTicket(woken.put)
     ticket.row, ticket.began = run.current[0], time.monotonic()
@@ -100,7 +101,7 @@ def writers(home: Path, folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
             stderr=subprocess.PIPE,
             text=True,
             cwd=PROJECT,
-        )  # fmt: skip
+        )
         for number in range(WRITERS)
     ]
     try:

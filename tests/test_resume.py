@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import signal
+import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import date
@@ -28,6 +30,7 @@ from asyncflow import (
     task,
 )
 from asyncflow.exceptions import CannotResumeError, OptionError, RunNotFoundError
+from tests.conftest import RunPython
 
 
 class Executions:
@@ -863,3 +866,74 @@ async def test_without_persistence_everything_runs_again(ran: Executions, tmp_pa
         ran.broken = set()
         assert await resume_flow_run(run_id) == 1
     assert ran.count == {"step": 2, "end": 2}
+
+
+# --- after the process died -----------------------------------------------------------------------
+
+DYING = """
+import os, signal, sys
+import anyio
+from asyncflow import flow, task, Runtime
+
+HERE = sys.argv[1]
+
+@task
+async def step(number: int) -> int:
+    with open(HERE + "/executed", "a") as file:
+        file.write(f"{number}\\n")
+    if number == 3 and sys.argv[2] == "die":
+        await anyio.sleep(0.1)  # what came before is on disk
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+@flow(resume="auto")
+async def steps() -> int:
+    return sum([await step(number) for number in range(5)])
+
+async def main() -> None:
+    async with Runtime():
+        if sys.argv[2] == "die":
+            await steps()
+
+if __name__ == "__main__":
+    anyio.run(main, backend=sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_run_of_a_killed_process_goes_on_by_itself(
+    run_python: RunPython, tmp_path: Path, home: Path, backend: str
+) -> None:
+    program = tmp_path / "dying.py"
+    program.write_text(DYING)
+    died = run_python(program, str(tmp_path), "die", backend, check=False)
+    assert died.returncode == -signal.SIGKILL
+    run_python(program, str(tmp_path), "go on", backend)
+    assert (tmp_path / "executed").read_text().split() == ["0", "1", "2", "3", "3", "4"]
+    with sqlite3.connect(home / "asyncflow.db") as connection:
+        [run] = connection.execute("SELECT state_type, run_count, result FROM flow_runs").fetchall()
+        states = connection.execute("SELECT name FROM states WHERE run_kind = 'flow run'").fetchall()
+    connection.close()
+    assert run == ("COMPLETED", 2, "10")
+    assert [name for (name,) in states] == [
+        "Pending", "Running", "Interrupted", "Resuming", "Retrying", "Completed",
+    ]  # fmt: skip
+
+
+def test_a_run_of_a_killed_process_is_resumed_by_its_id(run_python: RunPython, tmp_path: Path, home: Path) -> None:
+    program = tmp_path / "dying.py"
+    program.write_text(DYING.replace('@flow(resume="auto")', "@flow"))
+    run_python(program, str(tmp_path), "die", "asyncio", check=False)
+    with sqlite3.connect(home / "asyncflow.db") as connection:
+        [(run_id, state)] = connection.execute("SELECT id, state_type FROM flow_runs").fetchall()
+    connection.close()
+    assert state == "RUNNING"  # nobody has looked yet
+    done = run_python(
+        "import sys, anyio; sys.argv = ['', sys.argv[1], 'go on']\n"
+        "from dying import steps\n"
+        "from asyncflow import resume_flow_run\n"
+        f"print(anyio.run(resume_flow_run, {run_id!r}))",
+        str(tmp_path),
+    )
+    assert done.stdout == "10\n"
+    assert (tmp_path / "executed").read_text().split() == ["0", "1", "2", "3", "3", "4"]

@@ -138,7 +138,7 @@ class Later(SystemClock):
     """The clock, some time from now."""
 
     def __init__(self, seconds: float) -> None:
-        self.now = lambda: time.time() + seconds  # type: ignore[misc, method-assign]  # a static method of its own
+        self.now = lambda: time.time() + seconds
 
 
 def store_of(runtime: Runtime) -> RunStore:

@@ -15,6 +15,7 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
+from asyncflow._entrypoints import module_name
 from asyncflow._options import FlowOptions, Hook, Kind, Options, RunName, TaskOptions
 from asyncflow._signature import Hints, parameter_names
 from asyncflow.cache_policies import NOT_IN_KEY
@@ -167,7 +168,7 @@ def _qualified_name(fn: Callable[..., Any]) -> str:
 def _module_of(fn: Callable[..., Any]) -> str:
     while isinstance(fn, partial):
         fn = fn.func
-    return getattr(fn, "__module__", None) or type(fn).__module__
+    return module_name(getattr(fn, "__module__", None) or type(fn).__module__)
 
 
 def _colour_of(fn: Callable[..., Any]) -> Colour:

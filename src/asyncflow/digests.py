@@ -31,6 +31,7 @@ from uuid import UUID
 
 import orjson
 
+from asyncflow._entrypoints import module_name
 from asyncflow.error_records import error_summary
 from asyncflow.exceptions import NotDigestibleError
 from asyncflow.previews import preview, type_name
@@ -45,8 +46,9 @@ MAX_ITEMS = 1_000_000
 MAX_TEXT = 8 * 1024 * 1024
 MAX_BYTES = 1024 * 1024
 
-_NUMBERS = frozenset({int, bool, float, type(None)})
-_JSON = frozenset({*_NUMBERS, str, list, dict})
+_SHORT = frozenset({bool, float, type(None)})
+_LONG = 10**600  # Python writes at least so many digits, however it is set up
+_JSON = frozenset({*_SHORT, int, str, list, dict})
 _class: Callable[[object], Any] = type  # what is asked of a class here is for any class
 _DOUBLE = struct.Struct(">d").pack
 _TUPLE: Any = tuple
@@ -68,14 +70,17 @@ def digest(value: Mapping[str, Any], salt: bytes = b"") -> bytes:
     each: Any
     for each in value.values():
         kind = _class(each)
-        if kind not in _NUMBERS and (kind is not str or len(each) > MAX_TEXT):
+        if kind is str:
+            if len(each) > MAX_TEXT:
+                break
+        elif kind is int:
+            if not -_LONG < each < _LONG:
+                break
+        elif kind not in _SHORT:
             break
     else:
-        try:
-            # Escaped, because `repr` goes by the Unicode tables of its Python.
-            text = ascii(value if len(value) == 1 else dict(sorted(value.items())))
-        except ValueError:  # an integer of thousands of digits
-            return _digest_any(value, salt)
+        # Escaped, because `repr` goes by the Unicode tables of its Python.
+        text = ascii(dict(value) if len(value) == 1 else dict(sorted(value.items())))
         hasher = _SCALARS_ONLY.copy()  # a third of what making one takes
         hasher.update(b"%d:%b%b" % (len(salt), salt, text.encode()))
         return hasher.digest()
@@ -362,7 +367,13 @@ def _ordered_dict(walk: _Walk, value: Any) -> bytes:
 
 
 def _named(letter: bytes, value: object) -> bytes:
-    return letter + _text(type_name(value))
+    return letter + _text(_class_name(value))
+
+
+def _class_name(value: object) -> str:
+    name = type_name(value)
+    head, dot, rest = name.partition(".")
+    return f"{module_name(head)}{dot}{rest}" if dot else name
 
 
 def _named_tuple(walk: _Walk, value: Any) -> bytes:

@@ -20,6 +20,7 @@ from asyncflow._backend.detect import host_here, loop_is_running_here
 from asyncflow._backend.inline import drive
 from asyncflow._backend.threads import ThreadPool
 from asyncflow._cancellation import bury, cancel
+from asyncflow._engine.resuming import claim_interrupted, start_again
 from asyncflow._limiter import Limiter
 from asyncflow._outcomes import wait_settled
 from asyncflow._run import Cause, Run
@@ -51,6 +52,7 @@ class Runtime:
     `async with asyncflow.Runtime("path/of/home"):` (or `with`, in a script) makes it the one that
     calls inside use. Several can be open in one process. Without any, the first call opens a
     default one for the process, in `.asyncflow/` under the working folder or at `ASYNCFLOW_HOME`.
+    On entering the block, interrupted runs of flows declared with `resume="auto"` go on.
 
     Opening raises `HomeError` when the home cannot be used, and `UnsupportedSchemaError` when it
     was written by a newer asyncflow.
@@ -132,8 +134,9 @@ class Runtime:
             upkeep.join()
 
     def __enter__(self) -> Self:
-        self.open()
+        services = self.open()
         self._token = _in_force.set(self)
+        start_again(services, claim_interrupted(services))
         return self
 
     def __exit__(
@@ -145,9 +148,10 @@ class Runtime:
         self.close()
 
     async def __aenter__(self) -> Self:
-        await host_here(self._clock).run_blocking(self.open)
+        host = host_here(self._clock)
+        services = await host.run_blocking(self.open)
         self._token = _in_force.set(self)
-        # Here: the interrupted flow runs that resume by themselves begin, before the block does.
+        start_again(services, await host.run_blocking(partial(claim_interrupted, services)))
         return self
 
     async def __aexit__(

@@ -23,7 +23,8 @@ def run_row(**columns: Any) -> RunRow:
         id=new_id(), kind=TASK, parent_id=None, flow_run_id=None, function="fetch", key="shop.fetch", name=None,
         state=STATE_CODES[StateType.COMPLETED], state_name=None, message=None,
         created=START, started=START + 5, ended=START + 9, run_count=1, seq=3,
-        tags=None, parameters=None, result="null", result_file=None, error=None, history=None, details=None, digest=None, owner=0,
+        tags=None, parameters=None, result="null", result_file=None, error=None, history=None, details=None,
+        digest=None, owner=0,
     )  # fmt: skip
     return row._replace(**columns)
 

@@ -362,13 +362,13 @@ def test_size_tells_what_was_deleted(store: RunStore) -> None:
     assert full - before > 2_000_000
     store.delete_runs([row.id for row in rows])
     assert store.size() < before + 200_000
+    calls = 1
     left = store.give_back()
-    for _ in range(100):
-        if not left:
-            break
+    while left:
         left, former = store.give_back(), left
         assert left < former
-    assert left == 0
+        calls += 1
+    assert calls < 50
 
 
 def test_what_is_done_by_many_threads_is_done_whole(store: RunStore) -> None:

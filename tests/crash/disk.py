@@ -17,7 +17,7 @@ import apsw
 
 from asyncflow.stores._database import Database
 
-__all__ = ["Note", "NotedDatabase", "NotingVFS", "power_cuts"]
+__all__ = ["DATABASE", "Note", "NotedDatabase", "NotingVFS", "power_cuts"]
 
 DATABASE = "asyncflow.db"
 SECTOR = 512
@@ -52,9 +52,9 @@ class NotingVFS(apsw.VFS):
 class _NotingFile(apsw.VFSFile):
     def __init__(self, notes: list[Note], name: str | apsw.URIFilename | None, flags: list[int]) -> None:
         super().__init__("", name, flags)
-        self._notes = notes
         path = name.filename() if isinstance(name, apsw.URIFilename) else name
-        self._file = Path(path or "temporary").name
+        self._notes = notes if path else []  # nobody looks for a temporary file after a power cut
+        self._file = Path(path or "").name
 
     def xWrite(self, data: Any, offset: int) -> None:  # noqa: N802
         super().xWrite(data, offset)
@@ -72,11 +72,10 @@ class _NotingFile(apsw.VFSFile):
 class _Connection:
     """What the store uses of a connection, with apsw below it."""
 
-    def __init__(self, path: Path, vfs: str, checkpoint_pages: int) -> None:
+    def __init__(self, path: Path, vfs: str) -> None:
         self._apsw = apsw.Connection(str(path), vfs=vfs)
         # There is no shared memory in a VFS written in Python; a connection that is alone needs none.
         self._apsw.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self._apsw.wal_autocheckpoint(checkpoint_pages)
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> apsw.Cursor:
         return self._apsw.execute(sql, values)
@@ -97,8 +96,7 @@ class NotedDatabase(Database):
         super().__init__(home, synchronous=synchronous, busy_seconds=1)
 
     def _connect(self, busy_seconds: float) -> Any:
-        # Far more checkpoints than the 1,000 pages of the default make: they are what is delicate.
-        return _Connection(self.path, self._vfs, checkpoint_pages=40)
+        return _Connection(self.path, self._vfs)
 
 
 def _always() -> bool:

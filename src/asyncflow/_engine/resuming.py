@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import copy_context
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -23,7 +23,7 @@ from asyncflow.exceptions import CannotResumeError, RunNotFoundError
 from asyncflow.logs import library_logger
 from asyncflow.states import StateType
 
-__all__ = ["claimed", "resume_interrupted", "run_again"]
+__all__ = ["Claimed", "claim_interrupted", "claimed", "run_again", "start_again"]
 
 _COMPLETED = STATE_CODES[StateType.COMPLETED]
 _FAILED = STATE_CODES[StateType.FAILED]
@@ -164,26 +164,25 @@ async def run_again(services: Services, claim: Claimed, return_state: bool) -> A
             raise
 
 
-def resume_interrupted(services: Services) -> list[Run]:
-    """Start the runs that wait for it and whose flow is declared here, as submitted runs. Blocks shortly for each."""
-    begun: list[Run] = []
+def claim_interrupted(services: Services) -> list[Claimed]:
+    """Take over the runs that wait for it and whose flow is declared here to be resumed by itself. Blocks."""
+    claims: list[Claimed] = []
     for row in services.store.read_interrupted():
         found = find_declared(row.function, _entrypoint(row))
         if len(found) != 1 or found[0].spec.options.resume != "auto":
             continue
         try:
-            claim = claimed(services, row.id, found[0], {})
+            claims.append(claimed(services, row.id, found[0], {}))
         except CannotResumeError as error:
             library_logger().warning("an interrupted run is not resumed: %s", error)
-        else:
-            begun.append(_start(services, claim))
-    return begun
+    return claims
 
 
-def _start(services: Services, claim: Claimed) -> Run:
+def start_again(services: Services, claims: Iterable[Claimed]) -> None:
+    """Have claimed runs begin as if they had been submitted here, outside of any run."""
     with detached():
-        run = _run_of(services, claim)
-        run.is_hosted = True
-        join_parent(run)
-        begin_hosted(run, copy_context())
-    return run
+        for claim in claims:
+            run = _run_of(services, claim)
+            run.is_hosted = True
+            join_parent(run)
+            begin_hosted(run, copy_context())

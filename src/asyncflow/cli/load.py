@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from asyncflow._entrypoints import LOADED_FILE
 from asyncflow._specs import Spec
 from asyncflow.exceptions import AsyncflowError, EntrypointError
 from asyncflow.flows import Flow
@@ -107,7 +108,7 @@ def _module_name(path: Path) -> str:
     # `import weather` in a file beside it gives this module and not a second one.
     name = path.stem
     if not name.isidentifier() or name in sys.modules or name in sys.stdlib_module_names:
-        return f"_asyncflow_entrypoint_{name}"
+        return f"{LOADED_FILE}{name}"
     return name
 
 

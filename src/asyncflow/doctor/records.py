@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from asyncflow._rows import FIRST_FINAL, FLOW, STAND_IN, STATE_TYPES, TASK, CachedRow, RunRow
+from asyncflow.exceptions import StoreError
 from asyncflow.stores._database import Database
 from asyncflow.stores._locks import can_be_locked
 
@@ -38,7 +39,7 @@ class Owner(NamedTuple):
 
     def is_dead(self, home: Path) -> bool:
         """Whether it is proven that it lives no more. Without its lock file it is not: `runs reap` looks closer."""
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # a NUL in its name
             return can_be_locked(home / "locks" / Path(self.lock).name)
         return False
 
@@ -62,7 +63,10 @@ class Records:
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """All rows of a query. At once: a reader that stays open keeps the log from being cut back."""
         with self._database.mapped("reading the database"):
-            return self._connection.execute(sql, values).fetchall()
+            try:
+                return self._connection.execute(sql, values).fetchall()
+            except UnicodeDecodeError as error:  # of an error's text, which quotes the damaged schema
+                raise StoreError("reading the database", self.path, "the file is damaged") from error
 
     def value(self, sql: str, *values: Any) -> Any:
         """The first column of a query's first row."""
@@ -115,7 +119,9 @@ def is_sound(row: RunRow) -> bool:
         and 0 <= row.state < len(STATE_TYPES)
         and (row.ended is None) == (row.state < FIRST_FINAL)
         and _are(columns, str, "function", "key")
+        and _are(columns, (int, type(None)), "started", "ended")
         and _are(columns, (str, type(None)), "name", "state_name", "message")
+        and _are(columns, (bytes, type(None)), "parent_id", "flow_run_id", "digest")
         and _is_json(row.result, object)
         and all(_is_json(columns[name], dict) for name in ("parameters", "result_file", "error", "details"))
         and all(_is_json(columns[name], list) for name in ("tags", "history"))

@@ -57,6 +57,7 @@ class Report:
         self, kind: str, what: str, remedy: str | None = None, examples: Iterable[str] = (), *, level: Level = "problem"
     ) -> None:
         """Add a finding."""
+        what = " ".join(what.split())  # it may quote what a damaged file holds
         shown = tuple(examples)[:_MOST_EXAMPLES]
         self.findings.append(Finding(kind=kind, level=level, what=what, remedy=remedy, examples=shown))
 
