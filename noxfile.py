@@ -73,6 +73,15 @@ def tests_lowest(session: nox.Session) -> None:
 
 
 @nox.session
+def crash(session: nox.Session) -> None:
+    """Kills, power cuts and failing disks, as often as a release wants; takes about half an hour."""
+    session.install("-e", ".[dev]")
+    often = {"KILLS": "200", "CUTS": "5000", "SEEDS": "500"}
+    files = ("kill", "kill_syscalls", "power_cut", "disk_faults", "resume_kill")
+    session.run("pytest", *(f"tests/test_{name}.py" for name in files), *session.posargs, env=often)
+
+
+@nox.session
 def coverage(session: nox.Session) -> None:
     """The test suite under branch coverage."""
     session.install("-e", ".[dev]")

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.harness import Child, Template, check_home, injected, template, why_no_strace
+from tests.crash.harness import Child, Template, check_home, template
+from tests.crash.tracing import injected, why_no_strace
 
 LONG = int(os.environ.get("KILLS", "40")) >= 200
 SECONDS = 0.3

@@ -58,7 +58,16 @@ LAYERS: dict[str, list[str]] = {
     ],
     "services": ["_cancellation", "_outcomes", "run_logger", "logs", "_unseen", "futures", "completions"],
     "engine": ["_engine"],
-    "composition": ["upkeep", "runtime", "client", "doctor", "concurrency", "control"],
+    "composition": [
+        "upkeep",
+        "runtime",
+        "client",
+        "doctor",
+        "concurrency",
+        "control",
+        "_transactions",
+        "transactions",
+    ],
     "definitions": ["declarations", "flows", "tasks"],
     "edges": ["cli", "__main__", "testing", ""],  # "" is asyncflow/__init__.py
 }

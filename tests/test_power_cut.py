@@ -14,12 +14,14 @@ import shutil
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pytest
 
 from asyncflow._rows import STATE_CODES, RunRow
+from asyncflow.abc import Ticket
 from asyncflow.results import FileResults
 from asyncflow.states import StateType
 from asyncflow.stores import _checkpoints
@@ -70,21 +72,19 @@ def life_of_a_store(folder: Path, synchronous: Mode, chance: random.Random) -> R
             events += run.current
             writer.put(run)
         waiter = Waiter()
-        count = len(events)
-        acknowledge = Waiter.wake
-
-        def wake(tickets: list, waiter: Waiter = waiter, count: int = count) -> None:
-            vfs.notes.append(Note("acknowledge", "", count))
-            acknowledge(waiter, tickets)
-
         ticket = waiter.ticket()
-        ticket.wake = wake
+        ticket.wake = partial(_note_and_wake, vfs.notes, len(events), waiter)
         writer.confirm(ticket)
         waiter.wait()
         assert ticket.error is None
     assert writer.close(10)
     vfs.unregister()
     return Record(events, vfs.notes)
+
+
+def _note_and_wake(notes: list[Note], count: int, waiter: Waiter, tickets: list[Ticket]) -> None:
+    notes.append(Note("acknowledge", "", count))
+    waiter.wake(tickets)
 
 
 def _running(chance: random.Random) -> RunRow:

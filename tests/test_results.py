@@ -12,13 +12,15 @@ from uuid import UUID
 
 import pytest
 
+from asyncflow._backend.inline import InlineHost, drive
 from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, TASK, CachedRow, RunRow
+from asyncflow.clock import SystemClock
 from asyncflow.exceptions import MissingResultError, StoreError
 from asyncflow.ids import new_id
 from asyncflow.results import DictStorage, FileResults, FolderStorage
 from asyncflow.results.files import MOST_IN_ROW
 from asyncflow.states import StateType
-from tests.contracts.recordables import read_result, run_row
+from tests.contracts.recordables import run_row
 from tests.contracts.recordables import write_results as write
 
 FAILED, RUNNING, CANCELLED = (STATE_CODES[each] for each in (StateType.FAILED, StateType.RUNNING, StateType.CANCELLED))
@@ -29,6 +31,11 @@ LARGE = json.dumps("é" * MOST_IN_ROW, ensure_ascii=False)
 def results(home: Path) -> FileResults:
     home.mkdir(0o700)
     return FileResults(home)
+
+
+def read_result(results: FileResults, row: RunRow | CachedRow) -> str | None:
+    text: str | None = drive(results.read(row, InlineHost(SystemClock()).read_file))
+    return text
 
 
 def folder(home: Path, root: bytes) -> Path:
@@ -395,7 +402,8 @@ def test_large_and_cached_values_can_live_elsewhere(home: Path, storage: DictSto
     stored = write(results, [(root.id, root), (root.id, below), (root.id, small)])
     cached = results.write_cached(cached_row())
     assert files(home) == ["tasks.jsonl"]  # copies for people are files whatever the storage is
-    assert [read_result(results, row) for row in (*stored, cached)] == [LARGE, LARGE, "1", '{"n":1}']
+    rows: list[RunRow | CachedRow] = [*stored, cached]
+    assert [read_result(results, row) for row in rows] == [LARGE, LARGE, "1", '{"n":1}']
     cited = json.loads(stored[1].result_file or "")
     assert cited["storage"] == "bucket"
     assert set(storage.data) == {

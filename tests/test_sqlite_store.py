@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, TASK, CachedRow, LogRow, RunRow, states_of
+from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, TASK, CachedRow, LogRow, RunRow, TransactionRow, states_of
 from asyncflow.abc import LogQuery, ResultStore, RunQuery, Ticket
 from asyncflow.exceptions import ForkedRuntimeError, HomeError, StoreBusyError, StoreError, UnsupportedSchemaError
 from asyncflow.ids import new_id
@@ -29,7 +29,11 @@ from asyncflow.results import FileResults
 from asyncflow.settings import Settings
 from asyncflow.states import StateType
 from asyncflow.stores import _queries as queries
-from asyncflow.stores._schema import VERSION
+from asyncflow.stores import _schema
+from asyncflow.stores._checkpoints import EVERY_PAGES, LONG_LOG
+from asyncflow.stores._database import transaction
+from asyncflow.stores._locks import while_locked
+from asyncflow.stores._ownership import Process
 from asyncflow.stores._writer import MOST_LOGS
 from asyncflow.stores.sqlite import SQLiteStore
 from tests.conftest import RunPython
@@ -149,11 +153,11 @@ def test_two_stores_of_one_process_share_a_file(open_store: Open) -> None:
 def test_a_newer_schema_is_refused(open_store: Open, database: Path) -> None:
     open_store().close()
     with sqlite3.connect(database) as connection:
-        connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {_schema.VERSION + 1}")
     connection.close()
     with pytest.raises(UnsupportedSchemaError) as caught:
         open_store()
-    assert (caught.value.found, caught.value.supported) == (VERSION + 1, VERSION)
+    assert (caught.value.found, caught.value.supported) == (_schema.VERSION + 1, _schema.VERSION)
 
 
 @pytest.mark.parametrize("content", [b"not a database, but long enough for a header " * 100, b"x"])
@@ -274,9 +278,104 @@ def test_pragmas_of_all_connections(store: SQLiteStore, home: Path) -> None:
 
 def test_the_tables_have_the_columns_of_the_rows(store: SQLiteStore, database: Path) -> None:
     with sqlite3.connect(database) as connection:
-        columns = [[each[1] for each in connection.execute(f"PRAGMA table_info({table})")] for table in ("run", "log")]
+        columns = {
+            table: [each[1] for each in connection.execute(f"PRAGMA table_info({table})")]
+            for table in ("run", "log", "cache", "txn", "process")
+        }
     connection.close()
-    assert columns == [list(RunRow._fields), ["id", *LogRow._fields]]
+    assert columns == {
+        "run": list(RunRow._fields),
+        "log": ["id", *LogRow._fields],
+        "cache": list(CachedRow._fields),
+        "txn": list(TransactionRow._fields),
+        "process": [*Process._fields, "opened"],
+    }
+
+
+MIGRATE_AND_DIE = """
+import os, signal, shutil, sqlite3, sys
+from contextlib import closing
+from pathlib import Path
+from asyncflow.results import FileResults
+from asyncflow.settings import Settings
+from asyncflow.stores.sqlite import SQLiteStore
+
+first, run_id = Path(sys.argv[1]), bytes.fromhex(sys.argv[2])
+real = sqlite3.connect
+
+def open_and_die(home, at):
+    def connect(*arguments, **keywords):
+        connection = real(*arguments, **keywords)
+        connection.set_trace_callback(count)
+        return connection
+    def count(statement):
+        count.seen += 1
+        if count.seen == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+    count.seen = 0
+    sqlite3.connect = connect
+    SQLiteStore(home, Settings(), FileResults(home)).close()
+
+def in_child(act, *arguments):
+    if (child := os.fork()) == 0:
+        act(*arguments)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def read(home):
+    store = SQLiteStore(home, Settings(), FileResults(home))
+    row = store.read_run(run_id)
+    assert (row.function, row.digest, row.owner) == ("main", None, 0), row
+    assert store.reap(row.created + 99).crashed == 1
+    store.close()
+
+versions = []
+for at in range(1, 1000):
+    home = first.parent / f"home{at}"
+    home.mkdir()
+    shutil.copy(first, home / "asyncflow.db")
+    status = in_child(open_and_die, home, at)
+    with closing(real(home / "asyncflow.db")) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        versions.append(version)
+        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        assert ({"process", "cache", "txn"} <= tables) == (version == 2), (at, version, tables)
+        assert [row[0] for row in connection.execute("SELECT flow_name FROM flow_runs")] == ["main"]
+        assert connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
+    assert in_child(read, home) == 0, at
+    shutil.rmtree(home)
+    if status == 0:
+        break
+    assert status == -signal.SIGKILL, status
+print(versions.count(1), versions.count(2))
+"""
+
+
+def make_first_schema(database: Path, row: RunRow) -> None:
+    """A database as version 1 made it, with one run."""
+    connection = sqlite3.connect(database, isolation_level=None)
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    connection.execute("PRAGMA journal_mode = WAL")
+    for statement in _schema._MIGRATIONS[0]:
+        connection.execute(statement)
+    connection.execute("CREATE VIEW flow_runs AS SELECT function AS flow_name FROM run WHERE kind = 0")
+    connection.execute(f"PRAGMA application_id = {_schema.APPLICATION_ID}")
+    connection.execute("PRAGMA user_version = 1")
+    names = RunRow._fields[:-2]
+    connection.execute(f"INSERT INTO run ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", row[:-2])
+    connection.close()
+
+
+def test_a_database_of_the_first_schema_is_brought_up_to_date_or_left_as_it_was(
+    run_python: RunPython, tmp_path: Path
+) -> None:
+    """Killed at any statement of its opening."""
+    first, row = tmp_path / "first.db", run_row(kind=FLOW, function="main", state=RUNNING, seq=2, ended=None)
+    make_first_schema(first, row)
+    done = run_python(MIGRATE_AND_DIE, str(first), row.id.hex(), cwd=PROJECT)
+    before, after = map(int, done.stdout.split())
+    assert before > 20
+    assert after > 1
 
 
 @pytest.mark.parametrize(
@@ -532,6 +631,181 @@ def test_closing_while_the_disk_refuses_tells_everybody(home: Path) -> None:
     with pytest.raises(StoreError, match=r"not everything was written.*No space left"):
         store.close(timeout=0.3)
     assert ["No space left" in str(ticket.error) for ticket in waiter.wait()] == [True, True]
+
+
+# --- jobs ------------------------------------------------------------------------------------
+
+
+def test_a_job_waits_for_a_lock_that_another_holds_for_a_while(store: SQLiteStore, database: Path) -> None:
+    record(store, row := run_row())
+    lock = holding_the_lock(database)
+    lock.__enter__()
+    claimed: list[RunRow | None] = []
+    thread = threading.Thread(target=lambda: claimed.append(store.claim(row.id, row.seq, START + 99)))
+    thread.start()
+    time.sleep(2.5)  # longer than SQLite itself waits
+    assert claimed == []
+    lock.__exit__()
+    thread.join()
+    assert claimed == [store.read_run(row.id)]
+
+
+def test_a_job_that_cannot_have_the_lock_says_who_has_it(store: SQLiteStore, database: Path) -> None:
+    with holding_the_lock(database), pytest.raises(StoreBusyError, match="asking failed") as caught:
+        store._writer.call("asking", lambda connection: connection.execute("BEGIN IMMEDIATE"), patience=0.1)
+    if Path("/proc/locks").exists():
+        assert f"process {os.getpid()} has held" in str(caught.value)
+    record(store, run_row())
+
+
+def test_a_job_that_was_given_up_is_never_done(home: Path) -> None:
+    results = FlakyResults(refusals=10**6)
+    store = SQLiteStore(home, Settings(), results)
+    store.put(LiveRun(run_row()))
+    done: list[object] = []
+    with pytest.raises(StoreError, match=r"asking failed.*No space left"):
+        store._writer.call("asking", done.append, patience=0.3)
+    results.left = 0
+    assert store.count_outermost() == 0
+    assert store.claim(new_id(), 1, START) is None  # behind the other
+    assert done == []
+    assert store.count_outermost() == 1
+    store.close()
+
+
+def test_a_job_that_fails_is_told_and_changes_nothing(store: SQLiteStore) -> None:
+    def fail(connection: sqlite3.Connection) -> None:
+        with transaction(connection):
+            connection.execute("DELETE FROM run")
+            raise LookupError("a fault of ours")
+
+    record(store, row := run_row())
+    with pytest.raises(StoreError, match=r"asking failed.*a fault of ours"):
+        store._writer.call("asking", fail)
+    with pytest.raises(StoreError, match=r"asking failed.*no such table"):
+        store._writer.call("asking", lambda connection: connection.execute("SELECT * FROM missing"))
+    record(store, other := run_row())
+    assert store.read_runs(RunQuery(kinds=frozenset({TASK}))) == [other, row]
+
+
+def test_jobs_that_wait_are_done_before_the_store_is_closed(open_store: Open) -> None:
+    store = open_store()
+    begun, go_on = threading.Event(), threading.Event()
+    done: list[object] = []
+
+    def wait(connection: sqlite3.Connection) -> None:
+        begun.set()
+        assert go_on.wait(20)
+
+    store._writer.ask("waiting", wait)
+    assert begun.wait(20)
+    threads = [threading.Thread(target=lambda: done.append(store.claim(new_id(), 1, START))) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    until(lambda: store.backlog == 5)
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    go_on.set()
+    for thread in (*threads, closing):
+        thread.join()
+    assert done == [None] * 5
+
+
+def test_jobs_that_cannot_be_done_before_the_store_is_closed_are_told(home: Path) -> None:
+    store = SQLiteStore(home, Settings(), FlakyResults(refusals=10**6))
+    store.put(LiveRun(run_row()))
+    errors: list[object] = []
+
+    def claim() -> None:
+        try:
+            store.claim(new_id(), 1, START)
+        except StoreError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=claim) for _ in range(3)]
+    threads[0].start()
+    until(lambda: store.last_error)  # with the first one in its turn
+    for thread in threads[1:]:
+        thread.start()
+    until(lambda: store.backlog >= 2)
+    with pytest.raises(StoreError, match="not everything was written"):
+        store.close(timeout=0.3)
+    for thread in threads:
+        thread.join(5)
+    assert ["No space left" in str(error) for error in errors] == [True] * 3
+    # Its row stays: whoever opens next finds what it had open.
+    other = SQLiteStore(home, Settings(), FlakyResults(refusals=0))
+    assert len(other._processes()) == 2
+    other.reap(START)
+    assert [process.id for process in other._processes()] == [other.owner]
+    other.close()
+
+
+def test_files_of_runs_and_cached_values_go_with_their_rows(store: SQLiteStore, home: Path) -> None:
+    large = json.dumps("x" * 100_000)
+    root = run_row(kind=FLOW, result=large)
+    store.put(LiveRun(root, root_id=root.id))
+    store.put(LiveRun(run_row(parent_id=root.id, result="1"), root_id=root.id))
+    assert store.delete_runs([root.id]) == [root.id]
+    record(store, run_row())
+    store.write_cached(CachedRow("k", "t", root.id, START, None, large, None))
+    kept = store.read_cached("k")
+    assert kept is not None
+    assert read_result(FileResults(home), kept) == large
+    assert kept.result_file is not None
+    file = home / json.loads(kept.result_file)["path"]
+    assert file.exists()
+    assert store.delete_cached(keys=["k"]) == [kept]
+    assert not file.exists()
+    store.close()  # which writes the last copies
+    assert text(root.id) not in [path.name for path in (home / "results").iterdir()]
+
+
+def test_a_cached_value_whose_file_cannot_be_written_is_not_kept(home: Path) -> None:
+    class Full(FlakyResults):
+        def write_cached(self, row: CachedRow) -> CachedRow:
+            raise StoreError("writing a result", "/results", "No space left on device")
+
+    store = SQLiteStore(home, Settings(), Full(refusals=0))
+    with pytest.raises(StoreError, match="No space left"):
+        store.write_cached(CachedRow("k", "t", new_id(), START, None, "1", None))
+    assert store.read_cached("k") is None
+    record(store, run_row())  # and nothing is left locked
+    store.close()
+
+
+# --- checkpoints -----------------------------------------------------------------------------
+
+
+def write_pages(store: SQLiteStore, count: int) -> None:
+    """Write about so many pages."""
+    root = new_id()
+    for _ in range(0, count, 500):
+        for _ in range(500):
+            store.put(LiveRun(run_row(message="x" * 4000), root_id=root))
+        record(store)
+
+
+def test_only_who_has_the_lock_runs_checkpoints(store: SQLiteStore, database: Path) -> None:
+    with while_locked(store._database.checkpoint_lock) as is_ours:
+        assert is_ours
+        write_pages(store, 3 * EVERY_PAGES)
+        assert database.stat().st_size < EVERY_PAGES * 4096  # all of it is in the log
+    write_pages(store, 2 * EVERY_PAGES)
+    until(lambda: database.stat().st_size > 3 * EVERY_PAGES * 4096)
+
+
+def test_a_log_that_has_grown_long_is_cut_off(store: SQLiteStore, database: Path) -> None:
+    log = database.with_name(f"{database.name}-wal")
+    reader = store._database.open_reader()
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM run").fetchone()  # whoever reads keeps the log as it is
+    write_pages(store, LONG_LOG + EVERY_PAGES)
+    assert log.stat().st_size > LONG_LOG * 4096
+    reader.execute("COMMIT")
+    reader.close()
+    write_pages(store, 2 * EVERY_PAGES)
+    until(lambda: log.stat().st_size < LONG_LOG * 4096)
 
 
 # --- other processes -------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_no_more_goes_than_there_is_and_nothing_while_all_is_within_the_limits(
 def test_deleting_ends_below_the_bytes_and_soon_after_it_had_to(sizes: list[int], limit: int, most: int) -> None:
     """The loop of a sweep, on runs of any sizes."""
     retention, shrinking, left = Retention(size=limit), False, list(sizes)
-    was_too_big = sum(left) > limit
+    was_too_big, last = sum(left) > limit, list[int]()
     for _ in range(len(sizes) + 1):
         excess = retention.excess(sum(left), partial(len, left), shrinking=shrinking)
         shrinking = excess > 0
@@ -138,7 +138,7 @@ class Later(SystemClock):
     """The clock, some time from now."""
 
     def __init__(self, seconds: float) -> None:
-        self.now = lambda: time.time() + seconds
+        self.now: Any = lambda: time.time() + seconds
 
 
 def store_of(runtime: Runtime) -> RunStore:
@@ -187,7 +187,7 @@ def test_a_home_is_kept_below_its_bytes_while_runs_go_on(tmp_path: Path) -> None
     assert (tmp_path / "asyncflow.db").stat().st_size <= 1.05 * limit
 
 
-def test_runs_that_ended_long_ago_are_deleted_with_all_that_is_of_them(tmp_path: Path) -> None:
+def test_runs_of_long_ago_are_deleted_with_all_that_is_of_them(tmp_path: Path) -> None:
     with Runtime(tmp_path) as runtime:
         for number in range(50):
             doubled(number)
@@ -274,7 +274,7 @@ main()
 
 
 @contextmanager
-def other_process(home: Path) -> Iterator[subprocess.Popen[str]]:
+def other_process(home: Path) -> Generator[subprocess.Popen[str]]:
     """A process in the middle of a run and of a transaction."""
     env = {**os.environ, "ASYNCFLOW_HOME": str(home)}
     process = subprocess.Popen([sys.executable, "-c", HELD], env=env, stdout=subprocess.PIPE, text=True)

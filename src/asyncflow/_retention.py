@@ -21,7 +21,7 @@ class Retention:
     """What is kept of the outermost runs that have ended; None = no limit of that kind."""
 
     age: int | None = None
-    """Microseconds since their end."""
+    """Microseconds since they began."""
     runs: int | None = None
     """Outermost runs, those that go on included."""
     size: int | None = None
@@ -37,7 +37,7 @@ class Retention:
         )
 
     def before(self, now: int) -> int | None:
-        """Runs that ended before this moment are to go; None when no age is too old."""
+        """Runs that began before this moment are to go; None when no age is too old."""
         return None if self.age is None else now - self.age
 
     def excess(self, size: int, count: Callable[[], int], *, shrinking: bool = False) -> int:

@@ -42,10 +42,8 @@ class Codec(Protocol):
         ...
 
 
-def seal(text: str, codec: Codec | None, where: str) -> str:
+def seal(text: str, codec: Codec, where: str) -> str:
     """`text`, the JSON of a value, as `codec` writes it; raises `StoreError` when it cannot."""
-    if codec is None:
-        return text
     from binascii import b2a_base64
 
     try:

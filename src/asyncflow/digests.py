@@ -26,14 +26,14 @@ from hashlib import blake2b
 from itertools import chain
 from math import isfinite
 from types import MemberDescriptorType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 import orjson
 
 from asyncflow._entrypoints import module_name
 from asyncflow.error_records import error_summary
-from asyncflow.exceptions import NotDigestibleError
+from asyncflow.exceptions import NotDigestibleError, NotJSONError
 from asyncflow.previews import preview, type_name
 
 __all__ = ["digest"]
@@ -60,10 +60,11 @@ class _Refused(Exception):
     """A part of a value cannot be digested; the message says why."""
 
 
-def digest(value: Mapping[str, Any], salt: bytes = b"") -> bytes:
+def digest(value: Mapping[str, Any], salt: bytes = b"", stand_in: Callable[[str, Any], Any] | None = None) -> bytes:
     """The digest of a call's arguments by name, 16 bytes; `salt` tells equal ones apart.
 
-    The order of the names does not count. Raises `NotDigestibleError` with the path of the first
+    The order of the names does not count. An argument that is not JSON as it is is digested as
+    what `stand_in(name, argument)` gives for it. Raises `NotDigestibleError` with the path of the first
     part that cannot be digested, or is too large to be: bytes over 1 MiB, text over 8 Mi
     characters, an argument of more than a million parts.
     """
@@ -84,30 +85,32 @@ def digest(value: Mapping[str, Any], salt: bytes = b"") -> bytes:
         hasher = _SCALARS_ONLY.copy()  # a third of what making one takes
         hasher.update(b"%d:%b%b" % (len(salt), salt, text.encode()))
         return hasher.digest()
-    return _digest_any(value, salt)
+    return _digest_any(value, salt, stand_in)
 
 
-def _digest_any(value: Mapping[str, Any], salt: bytes) -> bytes:
+def _digest_any(value: Mapping[str, Any], salt: bytes, stand_in: Callable[[str, Any], Any] | None) -> bytes:
     for name, each in value.items():  # before anything is worked on: a client beside a large list
         if why := _obstacle(each):
             raise NotDigestibleError(name or "self", why)
     parts = [b"a%d:%b" % (len(salt), salt)]
     for name in sorted(value):
         encoded_name = name.encode("utf-8", "surrogatepass")
-        parts += (b"%d:" % len(encoded_name), encoded_name, _argument(name or "self", value[name]))
+        parts += (b"%d:" % len(encoded_name), encoded_name, _argument(name or "self", value[name], stand_in))
     return blake2b(b"".join(parts), digest_size=SIZE).digest()
 
 
-def _argument(name: str, value: object) -> bytes:
+def _argument(name: str, value: object, stand_in: Callable[[str, Any], Any] | None) -> bytes:
     walk = _Walk(name)
     try:
-        if type(value) is list or type(value) is dict:
+        text = _as_json(value)
+        if text is None and stand_in is not None:
+            value = stand_in(name, value)
             text = _as_json(value)
-            if text is not None:
-                return b"j%d:%b" % (len(text), text)
-        return walk.bytes_of(value)
+        return walk.bytes_of(value) if text is None else b"j%d:%b" % (len(text), text)
     except _Refused as refused:
         why = str(refused)
+    except NotJSONError as error:
+        raise NotDigestibleError(error.path, error.problem) from None
     except RecursionError:
         why = "it is nested too deep"
     except Exception as error:  # noqa: BLE001  # it was changed meanwhile, or is half made
@@ -119,11 +122,13 @@ def _argument(name: str, value: object) -> bytes:
 
 
 def _as_json(value: Any) -> bytes | None:
-    """The JSON of data that JSON holds exactly, keys sorted; None where anything else is in it.
+    """The JSON of a list or dict that JSON holds exactly, keys sorted; None of anything else, also inside it.
 
     Level by level, because a level's types can be asked for without a step of Python for each item.
     That the keys are text is checked by orjson; it shows NaN, as well as None, as `null`.
     """
+    if type(value) is not list and type(value) is not dict:
+        return None
     containers: list[Any] = [value]
     with_floats: list[Callable[[], Iterable[Any]]] = []
     left = MAX_ITEMS
@@ -184,6 +189,16 @@ def _obstacle(value: Any) -> str | None:
     return None
 
 
+class _Parts(NamedTuple):
+    """A value that has parts, each with the step that leads to it."""
+
+    letter: bytes
+    items: Iterable[tuple[Any, Any]]
+    has_keys: bool = False
+    """Whether the steps are a part of the value, as the keys of a dict and the names of fields are."""
+    is_ordered: bool = False
+
+
 class _Walk:
     """Encodes one argument. Where it stops, `path` leads there.
 
@@ -200,47 +215,36 @@ class _Walk:
         return self.name + "".join(map(_step, self.path))
 
     def bytes_of(self, value: Any) -> bytes:
+        # One frame per level: nested as deep as it may be, it fits into Python's thousand.
         kind = _class(value)
         if scalar := _SCALARS.get(kind):
             return scalar(value)
         if why := _obstacle(value):
             raise _Refused(why)
+        form = _form_of(kind)
+        assert form is not None  # it has been looked at above
+        parts = form(value)
+        if isinstance(parts, bytes):
+            return parts
+        self._enter(value)
+        letter, items, has_keys, is_ordered = parts
+        found: list[bytes] = []
+        for step, each in items:
+            self.path.append(step)
+            found.append((self.bytes_of(step) if has_keys else b"") + self.bytes_of(each))
+            self.path.pop()
+        self._left -= len(found)
+        self._above.discard(id(value))
+        return b"%b%d:%b" % (letter, len(found), b"".join(found if is_ordered else sorted(found)))
+
+    def _enter(self, value: Any) -> None:
         if id(value) in self._above:
             raise _Refused("it contains itself")
         if len(self._above) >= MAX_DEPTH:
             raise _Refused(f"it is nested more than {MAX_DEPTH} levels deep")
-        form = _form_of(kind)
-        assert form is not None  # it has been looked at above
-        self._above.add(id(value))
-        try:
-            return form(self, value)
-        finally:
-            self._above.discard(id(value))
-
-    def each(self, values: Iterable[Any]) -> list[bytes]:
-        """The forms of items; the path says which one is looked at."""
-        found: list[bytes] = []
-        for index, each in enumerate(values):
-            self._count()
-            self.path.append(index)
-            found.append(self.bytes_of(each))
-            self.path.pop()
-        return found
-
-    def pairs(self, items: Iterable[tuple[Any, Any]]) -> list[bytes]:
-        """The forms of keys and values, each pair as one."""
-        found: list[bytes] = []
-        for key, each in items:
-            self._count()
-            self.path.append(key)
-            found.append(self.bytes_of(key) + self.bytes_of(each))
-            self.path.pop()
-        return found
-
-    def _count(self) -> None:
-        self._left -= 1
         if self._left < 0:
             raise _Refused(_too_large(f"has more than {MAX_ITEMS:,} parts"))
+        self._above.add(id(value))
 
 
 def _step(key: Any) -> str:
@@ -249,15 +253,11 @@ def _step(key: Any) -> str:
     return f"[{preview(key, 60)}]"
 
 
-Form = Callable[[_Walk, Any], bytes]
+Form = Callable[[Any], bytes | _Parts]
 
 
 def _sized(letter: bytes, content: bytes) -> bytes:
     return b"%b%d:%b" % (letter, len(content), content)
-
-
-def _counted(letter: bytes, parts: list[bytes]) -> bytes:
-    return b"%b%d:%b" % (letter, len(parts), b"".join(parts))
 
 
 def _integer(value: int) -> bytes:
@@ -287,20 +287,16 @@ _SCALARS: dict[type, Callable[[Any], bytes]] = {
 }
 
 
-def _scalar(walk: _Walk, value: Any) -> bytes:
-    return _SCALARS[type(value)](value)
-
-
-def _bytes(walk: _Walk, value: Any) -> bytes:
+def _bytes(value: Any) -> bytes:
     return _sized(b"b" if type(value) is bytes else b"B", bytes(value))
 
 
-def _datetime(walk: _Walk, value: datetime) -> bytes:
+def _datetime(value: datetime) -> bytes:
     # A repeated hour is told apart by its offset, where there is a zone.
     return _sized(b"D", value.replace(tzinfo=None, fold=0).isoformat().encode()) + _zone(value)
 
 
-def _time(walk: _Walk, value: time) -> bytes:
+def _time(value: time) -> bytes:
     return _sized(b"T", value.replace(tzinfo=None, fold=0).isoformat().encode()) + _zone(value)
 
 
@@ -329,41 +325,45 @@ def _zone_infos() -> frozenset[type]:
     return frozenset({ZoneInfo})
 
 
-def _decimal(walk: _Walk, value: Any) -> bytes:
+def _decimal(value: Any) -> bytes:
     sign, digits, exponent = value.as_tuple()
     return b"m%d:%b%b" % (sign, _text(str(exponent)), _sized(b"", bytes(digits)))
 
 
-def _fraction(walk: _Walk, value: Any) -> bytes:
+def _fraction(value: Any) -> bytes:
     return b"q" + _integer(value.numerator) + _integer(value.denominator)
 
 
-def _path(walk: _Walk, value: Any) -> bytes:
+def _path(value: Any) -> bytes:
     return _named(b"p", value) + _text(str(value))
 
 
-def _list(walk: _Walk, value: Any) -> bytes:
-    return _counted(b"[", walk.each(value))
+def _list(value: Any) -> _Parts:
+    return _Parts(b"[", enumerate(value), is_ordered=True)
 
 
-def _tuple(walk: _Walk, value: tuple[Any, ...]) -> bytes:
-    return _counted(b"(", walk.each(value))
+def _tuple(value: Any) -> _Parts:
+    return _Parts(b"(", enumerate(value), is_ordered=True)
 
 
-def _deque(walk: _Walk, value: deque[Any]) -> bytes:
-    return _counted(b"e" + _SCALARS[int](-1 if value.maxlen is None else value.maxlen), walk.each(value))
+def _deque(value: Any) -> _Parts:
+    return _Parts(b"e" + _integer(-1 if value.maxlen is None else value.maxlen), enumerate(value), is_ordered=True)
 
 
-def _set(walk: _Walk, value: Any) -> bytes:
-    return _counted(b"{" if _class(value) is set else b"}", sorted(walk.each(value)))
+def _set(value: Any) -> _Parts:
+    return _Parts(b"{" if _class(value) is set else b"}", enumerate(value))
 
 
-def _dict(walk: _Walk, value: Any) -> bytes:
-    return _counted(b"C" if _class(value) is Counter else b":", sorted(walk.pairs(value.items())))
+def _dict(value: Any) -> _Parts:
+    return _Parts(b"C" if _class(value) is Counter else b":", value.items(), has_keys=True)
 
 
-def _ordered_dict(walk: _Walk, value: Any) -> bytes:
-    return _counted(b"O", walk.pairs(value.items()))
+def _ordered_dict(value: Any) -> _Parts:
+    return _Parts(b"O", value.items(), has_keys=True, is_ordered=True)
+
+
+def _fields(letter: bytes, value: object, found: Iterable[tuple[str, Any]]) -> _Parts:
+    return _Parts(_named(letter, value), found, has_keys=True)
 
 
 def _named(letter: bytes, value: object) -> bytes:
@@ -376,40 +376,36 @@ def _class_name(value: object) -> str:
     return f"{module_name(head)}{dot}{rest}" if dot else name
 
 
-def _named_tuple(walk: _Walk, value: Any) -> bytes:
+def _named_tuple(value: Any) -> _Parts:
     items: tuple[Any, ...] = tuple(_TUPLE.__iter__(value))
     names: tuple[str, ...] = _class(value)._fields
     if len(names) != len(items):
         raise _Refused(f"a {type_name(value)} does not hold what its fields say")
-    return _named(b"N", value) + _fields_form(walk, zip(names, items, strict=True))
+    return _fields(b"N", value, zip(names, items, strict=True))
 
 
-def _enum(walk: _Walk, value: Any) -> bytes:
+def _enum(value: Any) -> bytes:
     plain = _SCALARS.get(_class(value._value_))
     name = b"n" if value._name_ is None else _text(value._name_)
     return _named(b"E", value) + name + (b"n" if plain is None else plain(value._value_))
 
 
-def _url(walk: _Walk, value: Any) -> bytes:
+def _url(value: Any) -> bytes:
     return _named(b"r", value) + _text(str(value))
 
 
-def _dataclass(walk: _Walk, value: Any) -> bytes:
-    compared = [each.name for each in fields(value) if each.compare]
-    return _named(b"A", value) + _fields_form(walk, [(name, _stored(value, name)) for name in compared])
+def _dataclass(value: Any) -> _Parts:
+    compared = [each.name for each in fields(_class(value)) if each.compare]
+    return _fields(b"A", value, [(name, _stored(value, name)) for name in compared])
 
 
-def _model(walk: _Walk, value: Any) -> bytes:
+def _model(value: Any) -> _Parts:
     state = object.__getattribute__(value, "__dict__")
     found: list[tuple[str, Any]] = [(name, state[name]) for name in _class(value).__pydantic_fields__ if name in state]
     for extra in ("__pydantic_extra__", "__pydantic_private__"):  # as pydantic compares models
         more: Any = object.__getattribute__(value, extra)
         found += more.items() if more else ()
-    return _named(b"M", value) + _fields_form(walk, found)
-
-
-def _fields_form(walk: _Walk, found: Iterable[tuple[str, Any]]) -> bytes:
-    return _counted(b":", sorted(walk.pairs(found)))
+    return _fields(b"M", value, found)
 
 
 def _stored(value: Any, name: str) -> Any:
@@ -440,7 +436,7 @@ _FORMS: dict[Any, Form] = {
     dict: _dict,
     Counter: _dict,
     OrderedDict: _ordered_dict,
-    **dict.fromkeys(_SCALARS, _scalar),
+    **_SCALARS,
 }
 _LATER_FORMS: dict[tuple[str, str], Form] = {
     # Of modules that take time to import: a value of theirs can only be there when they are.

@@ -25,15 +25,16 @@ from asyncflow._limiter import Limiter
 from asyncflow._outcomes import wait_settled
 from asyncflow._run import Cause, Run
 from asyncflow._services import Services
+from asyncflow._upkeep import Upkeep
 from asyncflow.abc import Clock, RunStore
 from asyncflow.clock import SystemClock
+from asyncflow.codecs import Codec
 from asyncflow.context import FlowRunContext, TaskRunContext
-from asyncflow.exceptions import RuntimeClosedError
-from asyncflow.results import FileResults
+from asyncflow.exceptions import OptionError, RuntimeClosedError
+from asyncflow.results import FileResults, Storage
 from asyncflow.settings import Settings
 from asyncflow.stores.memory import MemoryStore
 from asyncflow.stores.sqlite import SQLiteStore
-from asyncflow.upkeep import Upkeep
 
 __all__ = ["HOME", "Runtime", "flow_run", "task_run"]
 
@@ -54,6 +55,9 @@ class Runtime:
     default one for the process, in `.asyncflow/` under the working folder or at `ASYNCFLOW_HOME`.
     On entering the block, interrupted runs of flows declared with `resume="auto"` go on.
 
+    `codec` writes and reads the values that are recorded (to encrypt them, say), `storage` keeps
+    the large and the cached ones, `store` is a store of the caller's own in place of the home's.
+
     Opening raises `HomeError` when the home cannot be used, and `UnsupportedSchemaError` when it
     was written by a newer asyncflow.
     """
@@ -63,12 +67,19 @@ class Runtime:
         home: str | Path | None = None,
         *,
         store: RunStore | None = None,
+        codec: Codec | None = None,
+        storage: Storage | None = None,
         clock: Clock | None = None,
         **settings: Any,
     ) -> None:
         self.settings: Settings = Settings.load(home=home, **settings)
         self._clock = clock or SystemClock()
+        for option, value in (("codec", codec), ("storage", storage)):
+            if store is not None and value is not None:
+                raise OptionError(option, value, "none beside store=, whose results it would not reach")
         self._given_store = store
+        self._codec = codec
+        self._storage = storage
         self._services: Services | None = None
         self._upkeep: Upkeep | None = None
         self._closed = False
@@ -107,7 +118,7 @@ class Runtime:
     def _make_services(self) -> Services:
         store, results = self._given_store, None
         if store is None:
-            results = FileResults(self.home)
+            results = FileResults(self.home, codec=self._codec, storage=self._storage)
             store = SQLiteStore(self.home, self.settings, results)
         return Services(
             store=store,

@@ -20,8 +20,8 @@ from asyncflow._backend.inline import drive
 from asyncflow._rows import ACTIVE, COMMITTED, INTERRUPTED, ROLLED_BACK
 from asyncflow._run import Enclosing, current_transaction
 from asyncflow._services import Services
-from asyncflow._transaction_turn import KeyTurn
-from asyncflow._transaction_unit import Unit
+from asyncflow._transactions.turn import KeyTurn
+from asyncflow._transactions.unit import Unit
 from asyncflow.clock import SystemClock
 from asyncflow.context import current_run
 from asyncflow.exceptions import (

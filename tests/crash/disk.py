@@ -41,10 +41,10 @@ class NotingVFS(apsw.VFS):
         self.name = name
         self.notes: list[Note] = []
 
-    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
         return _NotingFile(self.notes, name, flags)
 
-    def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802
+    def xDelete(self, filename: str, syncdir: bool) -> None:
         super().xDelete(filename, syncdir)
         self.notes.append(Note("delete", Path(filename).name))
 
@@ -56,15 +56,15 @@ class _NotingFile(apsw.VFSFile):
         self._notes = notes if path else []  # nobody looks for a temporary file after a power cut
         self._file = Path(path or "").name
 
-    def xWrite(self, data: Any, offset: int) -> None:  # noqa: N802
+    def xWrite(self, data: Any, offset: int) -> None:
         super().xWrite(data, offset)
         self._notes.append(Note("write", self._file, offset, bytes(data)))
 
-    def xTruncate(self, newsize: int) -> None:  # noqa: N802
+    def xTruncate(self, newsize: int) -> None:
         super().xTruncate(newsize)
         self._notes.append(Note("truncate", self._file, newsize))
 
-    def xSync(self, flags: int) -> None:  # noqa: N802
+    def xSync(self, flags: int) -> None:
         super().xSync(flags)
         self._notes.append(Note("sync", self._file))
 

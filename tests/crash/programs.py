@@ -199,11 +199,8 @@ def survive_opening(home: str, seconds: str) -> None:
     """Open the store on a failing disk until that works, as a service that is started again would."""
     say("ready", os.getpid(), threading.get_native_id())
     hear()
-    while True:
-        runtime = Runtime(home, durability_seconds=float(seconds))
-        if told(runtime.open):
-            return _run_twice(runtime)
-        runtime.close()
+    while not _ran_two_flows(runtime := Runtime(home, durability_seconds=float(seconds))):
+        told(runtime.close)
         wait_for_the_disk(0)
 
 
@@ -213,24 +210,26 @@ def survive_writing(home: str, seconds: str) -> None:
     runtime.open()
     say("ready", os.getpid(), thread_of_writer())
     hear()
-    _run_twice(runtime)
+    assert _ran_two_flows(runtime)
 
 
-def _run_twice(runtime: Runtime) -> None:
-    told(lambda: _two_flows(runtime))  # what may be told here is of the closing
+def _ran_two_flows(runtime: Runtime) -> bool:
+    """Whether it came to the end of them: what is told outside of them is of the opening or the closing."""
+    done: list[bool] = []
 
+    def two_flows() -> None:
+        with runtime:
+            repaired: float | None = None
+            for _ in range(2):
+                while not told(small_flow):
+                    assert repaired is None, "the disk works again, and a flow failed"
+                    wait_for_the_disk(runtime.open().store.backlog)
+                    repaired = time.monotonic()
+            say("done", runtime.open().store.backlog, 0 if repaired is None else time.monotonic() - repaired)
+            done.append(True)
 
-def _two_flows(runtime: Runtime) -> None:
-    store = runtime.open().store
-    is_repaired = False
-    began = time.monotonic()
-    with runtime:
-        for _ in range(2):
-            while not told(small_flow):
-                assert not is_repaired, "the disk works again, and a flow failed"
-                wait_for_the_disk(store.backlog)
-                is_repaired, began = True, time.monotonic()
-        say("done", store.backlog, time.monotonic() - began)
+    told(two_flows)
+    return bool(done)
 
 
 def fill_the_queue(home: str, limit: str) -> None:

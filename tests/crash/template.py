@@ -1,7 +1,7 @@
 """A process that has imported everything and forks a child for each program it is asked to run.
 
 `python -m tests.crash.template FOLDER` reads one line of JSON, `[program, *arguments]`, forks, and
-has the child run that function of `programs` on its own standard input and output. When the child
+has the child run that function of `programs` or `resumable` on its own standard input and output. When the child
 is gone it says `exit STATUS` and reads the next line. A fork takes 2 ms where a new Python takes
 200, and nothing is imported any more, so that the n-th system call of a child is one of ours.
 """
@@ -12,8 +12,11 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-from tests.crash import programs
+from tests.crash import programs, resumable
+
+PROGRAMS: dict[str, Any] = vars(programs) | vars(resumable)
 
 
 def main() -> None:
@@ -23,7 +26,7 @@ def main() -> None:
         name, *arguments = json.loads(command)
         child = os.fork()
         if not child:
-            getattr(programs, name)(*arguments)
+            PROGRAMS[name](*arguments)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         programs.say("exit", os.waitstatus_to_exitcode(status))

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import _thread
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from threading import Thread
 from types import CodeType, TracebackType
-from typing import Any
+from typing import Any, cast
 
 from asyncflow._backend.detect import loop_is_running_here
 from asyncflow._engine.reaching import reachably
@@ -36,6 +36,7 @@ from asyncflow.digests import digest
 from asyncflow.exceptions import MissingResultError, NotDigestibleError, OptionError, StoreError, WaitCycleError
 from asyncflow.logs import library_logger
 from asyncflow.previews import type_name
+from asyncflow.runs import TaskRun
 from asyncflow.serializers import decode
 from asyncflow.states import ABSENT, StateType
 
@@ -49,12 +50,14 @@ _LARGE = 256 * 1024
 class _Flight:
     """One run on its way to the value of one key."""
 
-    __slots__ = ("_release", "error", "expires", "is_over", "key", "leader", "traceback", "value")
+    __slots__ = ("_release", "error", "expires", "is_hit", "is_over", "key", "leader", "traceback", "value")
 
     def __init__(self, key: str, leader: Run) -> None:
         self.key = key
         self.leader = leader
         self.is_over: bool = False
+        self.is_hit: bool = False
+        """Whether the value was there, so that there is nothing to keep."""
         self.value: Any = ABSENT
         self.error: BaseException | None = None
         self.traceback: TracebackType | None = None
@@ -186,7 +189,7 @@ async def _find(run: Run, flight: _Flight, found: list[Ending]) -> None:
     row, has_lock = await host.run_blocking(partial(_read_or_lock, run, flight))
     if row is None and not has_lock:
         await _wait_for_lock(run, flight)
-        row = await host.run_blocking(partial(_read, run, flight.key))
+        row = await host.run_blocking(partial(_read_again, run, flight))
     if row is None:
         return
     text = row.result if services.results is None else await _text_of(run, row)
@@ -200,7 +203,7 @@ async def _find(run: Run, flight: _Flight, found: list[Ending]) -> None:
     except ValueError as error:  # the annotation is another one now: so is the value
         library_logger().info("the cached value of %r does not fit any more: %s", run.spec.name, error)
     else:
-        flight.expires = row.expires
+        flight.is_hit, flight.expires = True, row.expires
         found.append(_hit(flight.key, value, row.expires))
 
 
@@ -220,14 +223,22 @@ def _read(run: Run, key: str) -> CachedRow | None:
 
 
 def _read_or_lock(run: Run, flight: _Flight) -> tuple[CachedRow | None, bool]:
-    """The row, or the lock if it is free, and then the row again: its last holder may just have written it."""
+    """The row; without one the lock if it is free, and whether it was."""
     if row := _read(run, flight.key):
         return row, False
     release = run.services.key_locks.try_acquire(_lock_name(flight.key))
     if release is None:
         return None, False
     flight.hold(release)
-    return _read(run, flight.key), True
+    return _read_again(run, flight), True
+
+
+def _read_again(run: Run, flight: _Flight) -> CachedRow | None:
+    """The row, with the lock in hand: its last holder may just have written it."""
+    row = _read(run, flight.key)
+    if row is not None:
+        flight.release()
+    return row
 
 
 async def _wait_for_lock(run: Run, flight: _Flight) -> None:
@@ -261,7 +272,7 @@ async def keep(run: Run) -> BaseException | None:
     Only what was encoded for its record is kept. Inside a transaction it is kept when that commits.
     """
     flight: _Flight | None = run.services.leaders.get(run)
-    if flight is None or run.status.type is not StateType.COMPLETED or run.result is None:
+    if flight is None or flight.is_hit or run.status.type is not StateType.COMPLETED or run.result is None:
         return None
     seconds = run.spec.options.cache_expiration
     created = int(run.services.clock.now() * _MICRO)
@@ -291,7 +302,7 @@ def _key_of(run: Run) -> str | None:
     options = run.spec.options
     if options.cache_key_fn is None:
         return None if not options.cache_policy else options.cache_policy.key(_facts(run, options.cache_policy))
-    context = CacheKeyContext(run.owner, record_of(run), dict(run.arguments))  # type: ignore[arg-type]
+    context = CacheKeyContext(run.owner, cast("TaskRun", record_of(run)), dict(run.arguments))
     token = current_run.set(run)
     try:
         key: Any = options.cache_key_fn(context, dict(run.arguments))
@@ -350,8 +361,9 @@ def _plain(part: Any) -> Any:
         counts = (part.co_argcount, part.co_posonlyargcount, part.co_kwonlyargcount, part.co_flags)
         names = (part.co_name, part.co_names, part.co_varnames, part.co_freevars, part.co_cellvars)
         return [part.co_code, part.co_exceptiontable, consts, counts, names]
-    if isinstance(part, tuple | frozenset):
-        return type(part)(_plain(each) for each in part)  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(part, slice):
-        return ("slice", part.start, part.stop, part.step)
-    return ("ellipsis",) if part is ... else part
+    if isinstance(part, tuple):
+        return tuple(map(_plain, cast("Iterable[Any]", part)))
+    if isinstance(part, frozenset):
+        return frozenset(map(_plain, cast("Iterable[Any]", part)))
+    # What else a constant may be and has no digest: `...`, and slices since CPython 3.14.
+    return ("constant", repr(cast("Any", part))) if part is ... or isinstance(part, slice) else part

@@ -14,6 +14,7 @@ from asyncflow._run import Run
 from asyncflow.digests import digest
 from asyncflow.exceptions import NotDigestibleError
 from asyncflow.logs import library_logger
+from asyncflow.serializers import decode, encode
 
 __all__ = ["identify"]
 
@@ -28,7 +29,7 @@ def identify(run: Run) -> None:
         run.digest = _NOTHING
     else:
         try:
-            run.digest = digest(given, b"" if run.run_key is None else run.run_key.encode("utf-8", "surrogatepass"))
+            run.digest = digest(given, _salt(run.run_key), _as_recorded)
         except NotDigestibleError as error:
             _say_once(run, error)
             return
@@ -41,6 +42,19 @@ def _given(run: Run) -> Mapping[str, Any]:
     spec, given = run.spec, run.arguments
     # Most calls that are counted in microseconds are given nothing.
     return spec.keyed(given) if given or type(spec.fn) is not FunctionType else given
+
+
+def _salt(run_key: str | None) -> bytes:
+    return b"" if run_key is None else b"=" + run_key.encode("utf-8", "surrogatepass")
+
+
+def _as_recorded(name: str, value: Any) -> Any:
+    """What a value is as plain JSON: when the run is resumed, that comes back where no annotation says more.
+
+    So a tuple counts as a list, and a date as its text: else a call that was given the value of a task
+    without annotations would not be found again.
+    """
+    return decode(encode(value, where=name))
 
 
 def _say_once(run: Run, error: NotDigestibleError) -> None:

@@ -190,9 +190,11 @@ class PlainView:
         self._logged: deque[tuple[int, Text]] = deque()
         self._waiting: list[tuple[int, Text]] = []
         self._seen: dict[bytes, int] = {}
+        self._since = 0
 
     def start(self) -> None:
-        """Nothing to draw yet."""
+        """Nothing to draw yet. What a resumed run did before is not told again."""
+        self._since = int(time.time() * _MICRO)
 
     def log(self, record: logging.LogRecord, text: str) -> None:
         """Keep it until its turn."""
@@ -221,11 +223,9 @@ class PlainView:
             if row.seq > seen and row.kind != STAND_IN:
                 self._seen[row.id] = row.seq
                 if row.kind == FLOW or row.history is not None or row.state >= _FIRST_BAD:
-                    self._waiting += [
-                        (microseconds(state.timestamp), _state_line(row, state))
-                        for state in states_of(row)[seen:]
-                        if _is_told(row, state)
-                    ]
+                    told = [state for state in states_of(row)[seen:] if _is_told(row, state)]
+                    lines = [(microseconds(state.timestamp), _state_line(row, state)) for state in told]
+                    self._waiting += [line for line in lines if line[0] >= self._since]
 
     def _print(self, before: int | None) -> None:
         self._waiting.sort(key=lambda entry: entry[0])

@@ -11,12 +11,12 @@ from cyclopts import Parameter
 from asyncflow._retention import Pace, Retention
 from asyncflow._rows import FIRST_FINAL, STATE_CODES, STATE_TYPES, RunRow, TransactionRow, maybe_uuid, state_of
 from asyncflow._services import Services
+from asyncflow._upkeep import Sweeper, delete_batch, hooks_of, interruption, microseconds_now, reaping
 from asyncflow.cli.home import Home, open_recorded, row_of
 from asyncflow.cli.output import UsageError, json_text, write_data
 from asyncflow.cli.words import AsJSON, bytes_of, count_of, length_of, states_of
 from asyncflow.exceptions import AsyncflowError
 from asyncflow.runtime import HOME
-from asyncflow.upkeep import Sweeper, delete_batch, hooks_of, interruption, microseconds_now, reaping
 
 __all__ = ["CannotDeleteError", "gc", "reap", "rm"]
 

@@ -10,12 +10,16 @@ from asyncflow.doctor.report import Report, counted
 from asyncflow.states import StateType
 from asyncflow.stores._schema import APPLICATION_ID, VERSION
 
-__all__ = ["check_database", "check_left_behind"]
+__all__ = ["RESCUE", "check_database", "check_left_behind"]
 
 _MENDED = (3, 51, 3)
 _CHECKED_WHOLE = 512 * 1024 * 1024
 """Bytes up to which the indexes are compared with their tables as well: in larger files that takes minutes."""
 _PAUSED = STATE_CODES[StateType.PAUSED]
+RESCUE = (
+    "stop what uses it and take it from a backup; or `sqlite3 asyncflow.db .recover | sqlite3 new.db` saves what can "
+    "be read. The files under results/ do not need it"
+)
 _WAITS = f"(state = {_PAUSED} AND state_name IS 'Interrupted')"
 
 
@@ -54,21 +58,12 @@ def _is_whole(records: Records, report: Report) -> bool:
     check = "integrity_check" if page * pages <= _CHECKED_WHOLE else "quick_check"
     found = [str(row[0]) for row in records.rows(f"PRAGMA {check}(20)")]
     if found != ["ok"]:
-        _add_damage(report, records.path, found)
+        report.add("damaged", f"the database is damaged: {found[0].splitlines()[0]}", RESCUE, found)
         return False
     report.facts["integrity"] = check
     if report.facts["journal_mode"] != "wal" and report.facts["schema_version"]:
         report.note("journal", "the database is not in WAL mode; asyncflow switches it when it opens it")
     return True
-
-
-def _add_damage(report: Report, path: Path, found: list[str]) -> None:
-    remedy = (
-        f"stop what uses it, then `sqlite3 {path.name} .recover | sqlite3 new.db` saves what can be read; "
-        f"the files under results/ are whole by themselves"
-    )
-    lines = " ".join(found).split("\n")
-    report.add("damaged", f"the database is damaged: {lines[0]}", remedy, found)
 
 
 def _note_versions(report: Report, schema: int, sqlite: tuple[int, int, int]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from asyncflow.doctor.belongings import check_locks, check_permissions
 from asyncflow.doctor.cited import check_cited, check_uncited
 from asyncflow.doctor.copies import check_copies
-from asyncflow.doctor.database import check_database, check_left_behind
+from asyncflow.doctor.database import RESCUE, check_database, check_left_behind
 from asyncflow.doctor.records import Records
 from asyncflow.doctor.report import Report, counted
 from asyncflow.exceptions import StoreError
@@ -39,7 +39,7 @@ def examine(home: str | Path | None = None, *, repair: bool = False) -> Report:
                 _check_rows_and_files(records, report, folder, repair=repair)
         check_permissions(report, folder, repair=repair)
     except StoreError as error:
-        report.add("unreadable", str(error), "take the home from a backup, or set another one")
+        report.add("unreadable", str(error), f"where the file is damaged, {RESCUE}")
     except OSError as error:
         report.add("unreadable", f"{error.filename or str(folder)!r} cannot be read: {error.strerror or error}")
     return report

@@ -73,7 +73,7 @@ class FileResults(ResultStore):
         """As the port says."""
         if row.result is None:
             return row
-        text = seal(row.result, self._codec, f"cache key {row.key!r}")
+        text = row.result if self._codec is None else seal(row.result, self._codec, f"cache key {row.key!r}")
         cited = self._keep(cached_path(row.key), value_bytes(text))
         return row._replace(result=None, result_file=cited)
 
@@ -93,7 +93,7 @@ class FileResults(ResultStore):
 
     def _written(self, root: bytes, row: RunRow, result: str) -> RunRow:
         """`row` as it is committed: its value encoded, and in a file if it is large."""
-        text = seal(result, self._codec, f"run {text_id(row.id)}")
+        text = result if self._codec is None else seal(result, self._codec, f"run {text_id(row.id)}")
         data = _if_large(text)
         if data is None:
             return row if text is result else row._replace(result=text)

@@ -7,11 +7,9 @@ also writes the copies for people, which are files whatever the storage is.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from secrets import token_hex
 from typing import Protocol
 
 __all__ = ["RESULTS", "DictStorage", "FolderStorage", "Storage", "is_inside"]
@@ -92,7 +90,7 @@ class FolderStorage:
         self._home = str(home.absolute())
         self._known: dict[str, bool] = {}  # folders there are, the latest last; whether their entries are on disk
         # Of our own: another process may be writing the same cached value.
-        self._suffix = f".{token_hex(4)}.tmp"
+        self._suffix = f".{os.urandom(4).hex()}.tmp"
 
     def write(self, path: str, data: bytes) -> None:
         """As the port says: whole or not at all, whenever the process is killed or the power goes."""
@@ -107,6 +105,8 @@ class FolderStorage:
 
     def delete(self, path: str) -> None:
         """As the port says. No symbolic link is followed, on the way or inside; one is itself deleted."""
+        import shutil
+
         self._inside(path)
         *above, last = PurePosixPath(path).parts
         self._known.pop(path, None)

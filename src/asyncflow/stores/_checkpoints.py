@@ -41,9 +41,9 @@ class Checkpoints:
         with suppress(OSError):  # what was left by others
             self._pages = database.with_name(f"{database.name}-wal").stat().st_size // _BYTES_PER_PAGE
 
-    def wrote(self, rows: int, kib: int = 0) -> None:
+    def wrote(self, rows: int, characters: int = 0) -> None:
         """A commit has added so much: SQLite does not tell how many pages that were."""
-        self._pages += 4 + rows // 6 + kib // 4  # 4: each index has a page that changes
+        self._pages += 4 + rows // 6 + characters // 4096  # 4: each index has a page that changes
 
     def run_if_due(self) -> None:
         """Checkpoint, when enough has been written. Raises nothing: it is tried again after the next commits."""

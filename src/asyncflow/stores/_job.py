@@ -8,6 +8,9 @@ from collections.abc import Callable
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
+from asyncflow.exceptions import StoreBusyError, StoreError
+from asyncflow.stores._database import Database
+
 if TYPE_CHECKING:
     import sqlite3
 
@@ -38,6 +41,21 @@ class Job:
         except IndexError:
             return False
         return True
+
+    def run(self, connection: sqlite3.Connection, database: Database, is_given_up: Callable[[], bool]) -> None:
+        """Do it and answer; again while another process holds the lock, as long as there is time."""
+        while True:
+            try:
+                with database.mapped(self.operation):
+                    return self.answer(self.act(connection))
+            except StoreBusyError as error:  # nothing was done: the lock is the first thing it asks for
+                if time.monotonic() < self.give_up_at and not is_given_up():
+                    continue
+                return self.answer(error=error)
+            except StoreError as error:
+                return self.answer(error=error)
+            except Exception as error:  # noqa: BLE001  # who waits is told; the others are not kept from disk
+                return self.answer(error=StoreError(self.operation, database.path, repr(error)))
 
     def answer(self, result: Any = None, error: Exception | None = None) -> None:
         """Let who waits go on."""

@@ -1,7 +1,8 @@
 """What a store does besides recording runs: functions of the writer's connection, each one transaction.
 
 Each holds the database's write lock from its first look to its commit: what it saw is still so
-when it writes, and a lock that could not be had means that nothing was done. One statement for any number of rows: `sqlite3` gives up the GIL at each.
+when it writes, and a lock that could not be had means that nothing was done. One statement does
+for any number of rows: `sqlite3` gives up the GIL at each.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from asyncflow.abc import Reaped
 from asyncflow.stores import _queries as queries
 from asyncflow.stores._database import transaction
 from asyncflow.stores._orphans import INTERRUPTED as WAITING
-from asyncflow.stores._orphans import PAUSED, UNKNOWN_PROCESS, ended, resuming
+from asyncflow.stores._orphans import PAUSED, UNKNOWN_PROCESS, ended, resuming, stand_in_resuming
 from asyncflow.stores._ownership import Process
 from asyncflow.stores._statements import CHUNK, seize, statements
 
@@ -104,7 +105,7 @@ def claim(connection: sqlite3.Connection, run_id: bytes, seq: int, owner: int, n
         rows = [taken]
         stand_in = None if row.parent_id is None else _run(connection, row.parent_id)
         if stand_in is not None and stand_in.kind == STAND_IN:
-            rows.append(resuming(stand_in, now, owner)._replace(seq=taken.seq))
+            rows.append(stand_in_resuming(stand_in, taken, now))
         for statement in statements(seize, rows):
             connection.execute(*statement)
         return taken

@@ -10,7 +10,17 @@ import orjson
 from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES, RunRow, moved, states_of
 from asyncflow.states import StateType
 
-__all__ = ["INTERRUPTED", "MOST_DEATHS", "PAUSED", "UNKNOWN_PROCESS", "ended", "is_orphan", "resuming", "waits"]
+__all__ = [
+    "INTERRUPTED",
+    "MOST_DEATHS",
+    "PAUSED",
+    "UNKNOWN_PROCESS",
+    "ended",
+    "is_orphan",
+    "resuming",
+    "stand_in_resuming",
+    "waits",
+]
 
 INTERRUPTED = "Interrupted"
 """Name of the Paused state of a run that waits to be resumed."""
@@ -43,6 +53,12 @@ def ended(row: RunRow, now: int, owner: int, why: str) -> RunRow:
 def resuming(row: RunRow, now: int, owner: int) -> RunRow:
     """`row`, which nobody runs, as its new `owner` records it before running it again."""
     return moved(row, StateType.PENDING, now, name="Resuming")._replace(owner=owner)
+
+
+def stand_in_resuming(row: RunRow, flow: RunRow, now: int) -> RunRow:
+    """The stand-in `row` of a nested flow that is being resumed: the two are written as one, with one number."""
+    taken = resuming(row, now, flow.owner)
+    return taken._replace(seq=max(taken.seq, flow.seq))
 
 
 def _is_to_be_resumed(row: RunRow) -> bool:

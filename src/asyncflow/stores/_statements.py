@@ -14,7 +14,7 @@ from typing import Any
 
 from asyncflow._rows import LogRow, RunRow
 
-__all__ = ["insert_log", "plain_values", "rare_values", "seize", "statements", "upsert", "upsert_plain"]
+__all__ = ["characters", "insert_log", "plain_values", "rare_values", "seize", "statements", "upsert", "upsert_plain"]
 
 CHUNK = 1024
 """Most rows in one statement: 24 columns each, and SQLite takes 32,766 values. It keeps 3 KB for each
@@ -55,6 +55,12 @@ def plain_values(row: RunRow) -> tuple[Any, ...]:
         None if digest is None else bytearray(digest),
         row[23],
     )
+
+
+def characters(rows: Sequence[RunRow], rare: Sequence[RunRow], logs: Sequence[tuple[Any, ...]]) -> int:
+    """About how much text a batch holds; of the rows that are not `rare` only the result can be long."""
+    texts = chain((row.result for row in rows), chain.from_iterable(map(rare_values, rare)), (log[-1] for log in logs))
+    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 @cache

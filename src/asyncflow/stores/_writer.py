@@ -30,12 +30,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from asyncflow._rows import LogRow, RunRow, storable
 from asyncflow.abc import Recordable, ResultStore, Ticket
-from asyncflow.exceptions import StoreBusyError, StoreError
+from asyncflow.exceptions import StoreError
 from asyncflow.ids import new_id
 from asyncflow.stores._checkpoints import Checkpoints
 from asyncflow.stores._database import Database, transaction
 from asyncflow.stores._job import Job
-from asyncflow.stores._statements import insert_log, plain_values, rare_values, statements, upsert, upsert_plain
+from asyncflow.stores._statements import (
+    characters,
+    insert_log,
+    plain_values,
+    rare_values,
+    statements,
+    upsert,
+    upsert_plain,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -286,23 +294,9 @@ class Writer:
             delay = min(delay * 2, longest)
 
     def _do(self, job: Job) -> None:
-        """Do a job, unless nobody wants it any more; again, while another process holds the lock."""
-        if not job.take():
-            return
-        while True:
-            try:
-                with self._database.mapped(job.operation):
-                    job.answer(job.act(self._connection))
-                self._checkpoints.wrote(JOB_ROWS)
-            except StoreBusyError as error:  # nothing was done: the lock is the first thing it asks for
-                if time.monotonic() < job.give_up_at and not self._has_given_up():
-                    continue
-                job.answer(error=error)
-            except StoreError as error:
-                job.answer(error=error)
-            except Exception as error:  # noqa: BLE001  # whoever waits is told; the others are not kept from disk
-                job.answer(error=StoreError(job.operation, self._database.path, repr(error)))
-            return
+        if job.take():
+            job.run(self._connection, self._database, self._has_given_up)
+            self._checkpoints.wrote(JOB_ROWS)
 
     def _refuse(self, jobs: list[Job], error: StoreError | None) -> None:
         for job in jobs:
@@ -362,7 +356,7 @@ class Writer:
             with transaction(connection):
                 for sql, values in batch:
                     connection.execute(sql, values)
-        self._checkpoints.wrote(len(rows) + len(logs), sum(map(_weight, rows)) - len(rows))
+        self._checkpoints.wrote(len(rows) + len(logs), characters(rows, others, logs))
 
     def _check_in_place(self) -> None:
         now = time.monotonic()

@@ -29,7 +29,7 @@ from asyncflow._rows import (
 )
 from asyncflow.abc import LogQuery, Reaped, Recordable, RunQuery, RunStore, Ticket
 from asyncflow.exceptions import ForkedRuntimeError, RuntimeClosedError
-from asyncflow.stores._orphans import PAUSED, UNKNOWN_PROCESS, ended, is_orphan, resuming, waits
+from asyncflow.stores._orphans import PAUSED, UNKNOWN_PROCESS, ended, is_orphan, resuming, stand_in_resuming, waits
 
 __all__ = ["MemoryStore"]
 
@@ -142,7 +142,7 @@ class MemoryStore(RunStore):
             self._keep([taken])
             stand_in = None if row.parent_id is None else self._rows.get(row.parent_id)
             if stand_in is not None and stand_in.kind == STAND_IN:
-                self._keep([resuming(stand_in, now, self.owner)._replace(seq=taken.seq)])
+                self._keep([stand_in_resuming(stand_in, taken, now)])
             return taken
 
     def _keep(self, rows: Iterable[RunRow]) -> None:

@@ -101,9 +101,9 @@ class TransactionRecord:
         self._services.store.write_transaction(self._row_of(self._contents()))
 
     def _row_of(self, contents: Contents) -> TransactionRow:
-        fragments = {name: orjson.Fragment(text) for name, text in contents.data.items()}
+        data = ",".join(f"{orjson.dumps(name).decode()}:{text}" for name, text in contents.data.items())
         return self._row._replace(
-            data=orjson.dumps(fragments).decode() if fragments else None,
+            data=f"{{{data}}}" if data else None,
             hooks=orjson.dumps(contents.hooks).decode() if contents.hooks else None,
         )
 

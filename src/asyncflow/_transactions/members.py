@@ -8,7 +8,7 @@ from functools import partial
 from asyncflow._backend.base import Host
 from asyncflow._cancellation import bury, cancel
 from asyncflow._outcomes import wait_settled
-from asyncflow._run import Cause, Run
+from asyncflow._run import Cause, Run, Waiter
 from asyncflow.context import current_run
 from asyncflow.states import StateType
 
@@ -20,6 +20,8 @@ class Members:
 
     def __init__(self) -> None:
         self._open: dict[Run, None] = {}
+        self._concluding: dict[Run, None] = {}
+        """Those with a final state that something follows: hooks of theirs, and a value to be cached."""
         self._failed: list[Run] = []
         self.completed: list[bytes] = []
 
@@ -36,6 +38,9 @@ class Members:
         """A run has ended; whether it completed and this is the first word of it."""
         if run not in self._open:
             return False
+        if run.spec.has_aftermath:
+            self._concluding[run] = None  # before it leaves: it is always in one of the two
+            run.attend(Waiter(partial(self._concluding.pop, run, None)))
         self._open.pop(run, None)
         if run.status.type is StateType.COMPLETED:
             self.completed.append(run.id)
@@ -47,17 +52,19 @@ class Members:
     @property
     def are_gone(self) -> bool:
         """Whether none goes on."""
-        return not self._open
+        return not self._open and not self._concluding
 
     async def wait(self, host: Host, ended: Callable[[Run], None]) -> None:
         """Wait until none goes on; `ended` is called for those that left no word of their end."""
         waiting = current_run.get()
-        while self._open:
+        while not self.are_gone:
             for run in list(self._open):
                 _end_what_nobody_drives(run, host)
                 await wait_settled(run, host, waiting)
                 if run in self._open:  # given up, or its loop is gone
                     ended(run)
+            for run in list(self._concluding):
+                await wait_settled(run, host, waiting)
 
     async def unseen_failure(self, host: Host) -> BaseException | None:
         """The exception of the first submitted one that did not complete and that nobody looked at."""

@@ -15,7 +15,7 @@ from asyncflow._backend.base import Host
 from asyncflow._rows import ACTIVE, COMMITTED, INTERRUPTED, ROLLED_BACK, CachedRow
 from asyncflow._run import Enclosing, Run
 from asyncflow._services import Services
-from asyncflow._transaction_hooks import (
+from asyncflow._transactions.hooks import (
     Rollback,
     Staged,
     call_hook,
@@ -23,8 +23,8 @@ from asyncflow._transaction_hooks import (
     on_commit_calls,
     on_rollback_calls,
 )
-from asyncflow._transaction_members import Members
-from asyncflow._transaction_record import Contents, TransactionRecord, soon
+from asyncflow._transactions.members import Members
+from asyncflow._transactions.record import Contents, TransactionRecord, soon
 from asyncflow.exceptions import StoreError, TransactionEndedError
 from asyncflow.logs import library_logger
 
