@@ -209,7 +209,7 @@ async def test_a_value_lives_until_it_expires(home: Path) -> None:
         ahead = 0.0
 
         def __init__(self) -> None:
-            self.now = lambda: time.time() + self.ahead  # type: ignore[misc]
+            self.now = lambda: time.time() + self.ahead
 
     clock, body = Later(), Body(1)
 
@@ -481,10 +481,11 @@ async def test_cancelling_999_leaves_the_last_its_value() -> None:
 
     @flow
     async def main() -> Any:
-        futures = [load.submit() for _ in range(1000)]
-        await body.started.wait()
+        futures = [load.submit()]
+        await body.started.wait()  # it leads: tasks need not begin in the order they were submitted in
+        futures += [load.submit() for _ in range(999)]
         await anyio.wait_all_tasks_blocked()
-        for each in futures[:-1]:  # the leader is the first of them
+        for each in futures[:-1]:
             each.cancel()
         for each in futures[:-1]:
             with pytest.raises(RunCancelledError):
@@ -507,8 +508,9 @@ async def test_a_waiter_that_is_cancelled_disturbs_nobody() -> None:
 
     @flow
     async def main() -> list[Any]:
-        leader, waiter, other = (load.submit() for _ in range(3))
+        leader = load.submit()
         await body.started.wait()
+        waiter, other = load.submit(), load.submit()
         await anyio.wait_all_tasks_blocked()
         with anyio.move_on_after(0) as scope:
             await load()

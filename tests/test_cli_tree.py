@@ -68,6 +68,8 @@ class Rows:
                 error=None,
                 history=None,
                 details=None,
+                digest=None,
+                owner=0,
             )
         )
         return run_id

@@ -129,7 +129,7 @@ def test_no_value_is_anywhere_in_the_clear(
         assert read_result(FileResults(home, codec=codec), row) == text
     cached = again.read_cached("key")
     assert cached is not None
-    assert drive(results.read(cached, InlineHost(SystemClock()).read_file)) == small
+    assert drive(results.read(cached, InlineHost(SystemClock()))) == small
 
 
 def test_every_recorded_form_is_json_that_names_the_codec(home: Path) -> None:
@@ -167,14 +167,12 @@ async def test_values_are_decoded_where_it_blocks_no_loop(home: Path) -> None:
     (stored,) = results.write([(row.id, row)])
     calls: list[Callable[[], Any]] = []
 
-    async def run_blocking(call: Callable[[], Any]) -> Any:
-        calls.append(call)
-        return call()
+    class Reader(InlineHost):
+        async def run_blocking(self, fn: Callable[[], Any]) -> Any:
+            calls.append(fn)
+            return fn()
 
-    async def read_file(path: Path) -> bytes:
-        raise AssertionError(path)
-
-    assert await results.read(stored, read_file, run_blocking) == "1"
+    assert await results.read(stored, Reader(SystemClock())) == "1"
     assert len(calls) == 1
 
 
@@ -261,4 +259,4 @@ def test_any_text_at_all_is_unsealed_or_refused(text: str) -> None:
 def test_ids_of_runs_are_in_the_error(home: Path) -> None:
     row = CachedRow("the key", "t", new_id(), 1, None, seal("1", XOR(), ""), None)
     with pytest.raises(StoreError, match="cache key 'the key'"):
-        drive(FileResults(home).read(row, InlineHost(SystemClock()).read_file))
+        drive(FileResults(home).read(row, InlineHost(SystemClock())))

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -114,9 +115,11 @@ for line in sys.stdin:  # each: one more state of each run
 
 
 @contextmanager
-def process(home: Path, code: str = SLEEP, count: int = 1) -> Iterator[subprocess.Popen[str]]:
+def process(
+    home: Path, code: str = SLEEP, count: int = 1, within: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
     """A process with `count` running runs, killed at the end if it lives then."""
-    command = [sys.executable, "-W", "error", "-c", RUN + code, str(home), str(count)]
+    command = [*within, sys.executable, "-W", "error", "-c", RUN + code, str(home), str(count)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PROJECT) as child:
         try:
             assert child.stdout is not None
@@ -126,9 +129,9 @@ def process(home: Path, code: str = SLEEP, count: int = 1) -> Iterator[subproces
             child.kill()
 
 
-def leave_orphans(home: Path, count: int, code: str = SLEEP) -> int:
+def leave_orphans(home: Path, count: int, code: str = SLEEP, within: Sequence[str] = ()) -> int:
     """Have a process die with `count` running runs; gives what its process id was."""
-    with process(home, code, count) as child:
+    with process(home, code, count, within) as child:
         child.send_signal(signal.SIGKILL)
         child.wait()
         return child.pid
@@ -367,8 +370,7 @@ def test_a_process_whose_lock_file_was_removed_is_alive_and_makes_it_again(open_
     store, other = open_store(), open_store()
     record(other, running(owner=other.owner))
     with process(home, ADVANCE):
-        for path in (home / "locks").iterdir():
-            path.unlink()
+        shutil.rmtree(home / "locks")
         assert store.reap(LATER) == other.reap(LATER) == Reaped()
         assert len(list((home / "locks").glob("*.lock"))) == 2
         assert store.reap(LATER) == other.reap(LATER) == Reaped()
@@ -402,6 +404,40 @@ def test_an_owner_without_a_lock_file_is_dead_only_if_that_is_certain(
         for name, value in changes.items()
     }
     assert ownership.is_dead(known._replace(lock="gone.lock", **filled)) is is_dead  # type: ignore[arg-type]
+
+
+def can_make_containers() -> bool:
+    command = ["unshare", "--pid", "--fork", "--mount-proc", "true"]
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    )
+
+
+@pytest.mark.skipif(not can_make_containers(), reason="the system, or this user, cannot make a table of process ids")
+def test_a_process_with_its_own_table_of_process_ids_is_alive_until_it_dies(open_store: Open, home: Path) -> None:
+    """As in a container that shares the home as a volume: there it is number 1, and here it is another."""
+    store = open_store()
+    container = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    with process(home, within=container) as child:
+        ((pid,),) = database_rows(home, f"SELECT pid FROM process WHERE id <> {store.owner}")
+        assert pid == 1
+        assert store.reap(LATER) == Reaped()
+        for path in (home / "locks").glob("*.lock"):
+            path.unlink()
+        assert store.reap(LATER) == Reaped()  # nothing proves that it died
+        child.kill()
+    assert len(store._processes()) == 2
+    second = leave_orphans(home, 1, within=container)
+    assert second > 1
+    until(lambda: store.reap(LATER) == Reaped(crashed=1))
+
+
+def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
 
 
 def test_two_stores_of_one_process_know_each_other_as_alive(open_store: Open) -> None:

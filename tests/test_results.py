@@ -34,7 +34,7 @@ def results(home: Path) -> FileResults:
 
 
 def read_result(results: FileResults, row: RunRow | CachedRow) -> str | None:
-    text: str | None = drive(results.read(row, InlineHost(SystemClock()).read_file))
+    text: str | None = drive(results.read(row, InlineHost(SystemClock())))
     return text
 
 

@@ -234,7 +234,8 @@ async def test_submitted_mapped_and_waiting_ones_too(ran: Executions) -> None:
     run_id = await failed_id(fan)
     ran.broken = set()
     assert await resume_flow_run(run_id) == 380 + 200
-    assert ran.count == {**{("double", number): 1 for number in [*range(20), 100]}, "add": 1, "end": 2}
+    once: dict[Any, int] = {("double", number): 1 for number in [*range(20), 100]}
+    assert ran.count == {**once, "add": 1, "end": 2}
     assert len(await get_client().read_task_runs(flow_run_id=run_id)) == 22
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -20,6 +21,7 @@ from asyncflow._rows import (
     log_record_of,
     microseconds,
     moment,
+    moved,
     state_of,
     states_of,
     storable,
@@ -57,6 +59,57 @@ def test_a_plain_history_is_told_by_the_times(columns: dict[str, int], expected:
     assert [each.id for each in states_of(row)] == [state_id(row.id, number) for number in range(len(expected))]
     assert len(expected) == row.seq
     assert state_of(row) == states_of(row)[-1]
+
+
+HISTORIES: list[dict[str, Any]] = [
+    {"state": PENDING, "started": None, "ended": None, "seq": 1},
+    {"state": PENDING, "started": None, "ended": None, "seq": 1, "state_name": "Late", "message": "not yet"},
+    {"state": RUNNING, "ended": None, "seq": 2},
+    {"state": FAILED, "started": None, "seq": 2},
+    {},
+    {"state": FAILED, "state_name": "TimedOut", "message": "after 3 s"},
+    {
+        "history": f'[[0,null,"at noon",{START}],[1,null,null,{START + 1}],[5,"Odd",null,{START + 3}]]',
+        "state_name": "Odd",
+    },
+]
+
+
+@pytest.mark.parametrize("columns", HISTORIES)
+@pytest.mark.parametrize("state", [StateType.PENDING, StateType.PAUSED, StateType.CRASHED])
+@pytest.mark.parametrize("told", [{}, {"name": "Interrupted", "message": "its process died"}])
+def test_a_row_that_is_moved_has_one_state_more(
+    columns: dict[str, Any], state: StateType, told: dict[str, str]
+) -> None:
+    row = run_row(**columns, details='{"version":"1"}', digest=b"d" * 16, error="{}")
+    changed = moved(row, state, START + 100, **told)
+    assert states_of(changed)[:-1] == states_of(row)
+    last = states_of(changed)[-1]
+    assert (last.type, microseconds(last.timestamp)) == (state, START + 100)
+    assert (last.name, last.message) == (told.get("name", state.value.title()), told.get("message"))
+    assert state_of(changed) == last
+    assert changed.seq == row.seq + 1
+    if state is StateType.CRASHED:
+        assert (changed.ended, changed.result, changed.error) == (START + 100, row.result, row.error)
+    else:
+        assert (changed.ended, changed.result, changed.error) == (None, None, None)
+    assert (changed.details, changed.digest, changed.created, changed.started) == (
+        row.details, row.digest, row.created, row.started
+    )  # fmt: skip
+    again = moved(moved(changed, StateType.PENDING, START + 200), StateType.COMPLETED, START + 300)
+    assert [each.type for each in states_of(again)[-3:]] == [state, StateType.PENDING, StateType.COMPLETED]
+
+
+def test_a_history_does_not_go_back_when_the_clock_does() -> None:
+    row = run_row()
+    assert row.ended is not None
+    changed = moved(row, StateType.CRASHED, START - 10**9)
+    assert changed.ended == row.ended
+    assert [each.timestamp for each in states_of(changed)] == sorted(each.timestamp for each in states_of(changed))
+
+
+def test_a_killed_run_that_never_paused_needs_no_history() -> None:
+    assert moved(run_row(state=RUNNING, seq=2, ended=None), StateType.CRASHED, START + 99).history is None
 
 
 def test_name_and_message_belong_to_the_newest_state() -> None:

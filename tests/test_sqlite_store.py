@@ -16,13 +16,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, TASK, CachedRow, LogRow, RunRow, TransactionRow, states_of
-from asyncflow.abc import LogQuery, ResultStore, RunQuery, Ticket
+from asyncflow.abc import LogQuery, Reader, ResultStore, RunQuery, Ticket
 from asyncflow.exceptions import ForkedRuntimeError, HomeError, StoreBusyError, StoreError, UnsupportedSchemaError
 from asyncflow.ids import new_id
 from asyncflow.results import FileResults
@@ -584,7 +584,7 @@ class FlakyResults(ResultStore):
     def delete(self, root_ids: Sequence[bytes], cached: Sequence[CachedRow] = ()) -> None:
         pass
 
-    async def read(self, row: RunRow | CachedRow, read_file: Callable[[Path], Awaitable[bytes]]) -> str | None:
+    async def read(self, row: RunRow | CachedRow, reader: Reader) -> str | None:
         return row.result
 
 

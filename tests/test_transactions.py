@@ -23,8 +23,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asyncflow import Runtime, cancel_flow_run, flow, get_client, runtime, task
-from asyncflow._rows import ACTIVE, COMMITTED, INTERRUPTED, ROLLED_BACK, CachedRow, TransactionRow
+from asyncflow._rows import ACTIVE, COMMITTED, FLOW, INTERRUPTED, ROLLED_BACK, STATE_CODES, CachedRow, TransactionRow
 from asyncflow._run import current_transaction
+from asyncflow.abc import RunQuery
 from asyncflow.cache_policies import INPUTS
 from asyncflow.exceptions import (
     LimitDeadlockError,
@@ -38,7 +39,9 @@ from asyncflow.exceptions import (
     WaitOnEventLoopError,
 )
 from asyncflow.runtime import HOME
+from asyncflow.states import StateType
 from asyncflow.stores.memory import MemoryStore
+from asyncflow.testing import Attempt, cancel_everywhere
 from asyncflow.transactions import Transaction, TransactionState, get_transaction, transaction
 from tests.conftest import RunPython
 
@@ -884,6 +887,56 @@ async def test_a_cancellation_during_the_rollback_of_an_exception_passes_on() ->
     with pytest.raises(asyncio.CancelledError) as cancelled:
         await running
     assert isinstance(cancelled.value.__context__, ValueError)
+
+
+@pytest.mark.parametrize("how", ["scope", "native", "wait_for"])
+async def test_cancelled_at_any_await_it_is_committed_or_undone_and_the_record_says_which(how: Any) -> None:
+    seen: Seen = []
+    a, b, c = (hooked(seen, name) for name in "abc")
+
+    @flow
+    async def main() -> None:
+        async with transaction() as txn:
+            await a()
+            async with transaction():
+                await b.submit()
+            txn.set("x", 1)
+            c.submit()
+        seen.append("end")
+
+    async def call() -> None:
+        seen.clear()
+        before.update(row.id for row in store.read_transactions())
+        await main()
+
+    def check(attempt: Attempt) -> None:
+        # The record of a block that never began is ended behind its back.
+        assert soon(lambda: all(row.ended is not None for row in store.read_transactions()))
+        new = [row for row in store.read_transactions() if row.id not in before]
+        done = [name for name in ("a", "b", "c") if name in seen]
+        commits = [each for each in seen if each.startswith("commit")]
+        undone = [each for each in seen if each.startswith("rollback")]
+        if new and new[-1].state == COMMITTED:  # the outer one is the first
+            assert commits == ["commit a", "commit b", "commit c"]
+            assert undone == []
+        else:
+            assert "end" not in seen
+            assert all(row.state == ROLLED_BACK for row in new)
+            assert len(set(undone)) == len(undone)
+            left = [name for name in done if f"rollback {name}" not in undone]
+            assert set(left) <= unfinished(store), "what completed is undone"
+            assert undone == sorted(undone, reverse=True)
+
+    store, before = MemoryStore(), set[bytes]()
+    with Runtime(store=store):
+        report = await cancel_everywhere(call, how=how, check=check)
+    assert report.points > 5
+
+
+def unfinished(store: MemoryStore) -> set[str]:
+    """Names of the tasks of the latest run that did not complete."""
+    root = max(row.id for row in store.read_runs(RunQuery(kinds=frozenset({FLOW}))))
+    return {row.function for row in store.read_tree(root) if row.state != STATE_CODES[StateType.COMPLETED]}
 
 
 async def test_a_cancellation_while_the_end_waits_or_a_commit_hook_runs_rolls_back() -> None:

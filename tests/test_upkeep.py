@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from asyncflow import Runtime, Settings, flow, task
 from asyncflow._retention import Pace, Retention
 from asyncflow._rows import STATE_CODES, CachedRow
+from asyncflow._upkeep import Sweeper
 from asyncflow.abc import Reaped, RunQuery, RunStore
 from asyncflow.clock import SystemClock
 from asyncflow.exceptions import StoreError
@@ -38,6 +40,7 @@ limits = st.none() | st.integers(0, 10**12)
 def test_settings_of_0_are_no_limits() -> None:
     assert Retention.of(Settings(retention_days=0, retention_runs=0, retention_bytes=0)) == Retention()
     day = 24 * 3600 * 1_000_000
+    assert Retention.of(Settings(retention_days=1e-300)).age == 1  # small, and not no limit
     some = Settings(retention_days=1.5, retention_runs=7, retention_bytes=1000)
     assert Retention.of(some) == Retention(age=3 * day // 2, runs=7, size=1000)
 
@@ -214,6 +217,24 @@ def test_most_runs_that_are_kept(tmp_path: Path) -> None:
     with Runtime(tmp_path, retention_runs=25) as runtime:
         wait_until(lambda: store_of(runtime).count_outermost() == 25)
         assert numbers_kept(store_of(runtime)) == list(range(35, 60))
+
+
+def test_trees_that_cannot_be_deleted_do_not_stand_in_the_way(tmp_path: Path) -> None:
+    with Runtime(tmp_path) as runtime:
+        for number in range(40):
+            doubled(number)
+        store = store_of(runtime)
+        # The task run below each of the five oldest goes on, in this process.
+        connection = sqlite3.connect(tmp_path / "asyncflow.db", isolation_level=None)
+        connection.execute(
+            "UPDATE run SET state = 3, ended = NULL WHERE id IN (SELECT id FROM run WHERE kind = 1 ORDER BY id LIMIT 5)"
+        )
+        connection.close()
+        sweeper, deleted = Sweeper(runtime.open(), Retention(runs=10)), 0
+        while (swept := sweeper.sweep()).has_more:
+            deleted += len(swept.runs)
+        assert deleted == 30
+        assert numbers_kept(store) == [*range(5), *range(35, 40)]
 
 
 def test_space_is_given_back_to_the_disk(tmp_path: Path) -> None:

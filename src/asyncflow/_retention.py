@@ -31,7 +31,7 @@ class Retention:
     def of(cls, settings: Settings) -> Retention:
         """As the settings say, where 0 is no limit."""
         return cls(
-            age=round(settings.retention_days * _DAY) or None,
+            age=max(round(settings.retention_days * _DAY), 1) if settings.retention_days else None,
             runs=settings.retention_runs or None,
             size=settings.retention_bytes or None,
         )

@@ -26,6 +26,7 @@ __all__ = ["Sweeper", "Swept", "Upkeep", "delete_batch", "hooks_of", "interrupti
 
 _SWEEP_SECONDS = 60.0
 """How often runs are looked for that are too old or too many."""
+_MOST_PASSED_OVER = 10_000
 _LEAST_PAUSE = 0.010
 """Seconds between two batches."""
 _JOIN_SECONDS = 0.05
@@ -56,14 +57,16 @@ class Sweeper:
         self._retention = retention
         self._pace = Pace()
         self._is_shrinking = False
-        self._is_stuck = False
+        self._cannot_shrink = False
+        self._passed_over: set[bytes] = set()
+        """Runs that could not be deleted: something below them goes on. Those behind them are not to wait for that."""
         self._left = 0
 
     @property
     def is_too_big(self) -> bool:
         """Whether the database has more bytes than it may, and the last batch could do something about it."""
         limit = self._retention.size
-        return limit is not None and not self._is_stuck and self._services.store.size() > limit
+        return limit is not None and not self._cannot_shrink and self._services.store.size() > limit
 
     def sweep(self) -> Swept:
         """Delete a batch of runs; where there are none, expired cached values; else give a little space back.
@@ -72,24 +75,38 @@ class Sweeper:
         """
         store = self._services.store
         now = microseconds_now(self._services)
-        runs = delete_batch(self._services, self._due(now), self._pace)
-        self._is_stuck = self._is_shrinking and not runs
-        cached = [] if runs else store.delete_cached(expired_at=now)
-        if runs or cached:
-            return Swept(runs, cached, has_more=True)
+        due = self._due(now)
+        self._cannot_shrink = self._is_shrinking and not due
+        if due:
+            runs = delete_batch(self._services, due, self._pace)
+            self._passed_over.update(set(due).difference(runs))
+            return Swept(runs, [], has_more=True)
+        cached = store.delete_cached(expired_at=now)
+        if cached:
+            return Swept([], cached, has_more=True)
         before, self._left = self._left, store.give_back()
         # What stays the same is what a reader keeps from being given back: not to be asked for without a pause.
-        return Swept(runs, cached, has_more=0 < self._left != before)
+        has_more = 0 < self._left != before
+        if not has_more:
+            self._passed_over.clear()
+        return Swept([], [], has_more)
 
     def _due(self, now: int) -> list[bytes]:
         store, retention, most = self._services.store, self._retention, self._pace.trees
         before = retention.before(now)
-        due = [] if before is None else store.read_oldest(most, before)
+        due = [] if before is None else self._oldest(most, before)
         if due:
             return due
         excess = retention.excess(store.size(), store.count_outermost, shrinking=self._is_shrinking)
         self._is_shrinking = excess > 0
-        return store.read_oldest(min(most, excess)) if excess else []
+        return self._oldest(min(most, excess), None) if excess else []
+
+    def _oldest(self, most: int, before: int | None) -> list[bytes]:
+        passed_over = self._passed_over
+        if len(passed_over) >= _MOST_PASSED_OVER:
+            return []
+        found = self._services.store.read_oldest(most + len(passed_over), before)
+        return [each for each in found if each not in passed_over][:most]
 
 
 def delete_batch(services: Services, due: list[bytes], pace: Pace) -> list[bytes]:

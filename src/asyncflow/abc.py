@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from asyncflow._rows import CachedRow, LogRow, RunRow, TransactionRow
 from asyncflow.exceptions import StoreError
 from asyncflow.states import StateType
 
-__all__ = ["Clock", "LogQuery", "Reaped", "Recordable", "ResultStore", "RunQuery", "RunStore", "Ticket"]
+__all__ = ["Clock", "LogQuery", "Reader", "Reaped", "Recordable", "ResultStore", "RunQuery", "RunStore", "Ticket"]
+
+T = TypeVar("T")
 
 
 class Clock(Protocol):
@@ -274,11 +276,23 @@ class RunStore(ABC):
 
     @abstractmethod
     def give_back(self) -> int:
-        """Give a little of the space that deleted rows left back to the disk; gives the bytes still to be given back."""
+        """Give a little of the space that deleted rows left back to the disk; gives the bytes that are still to be."""
 
     @abstractmethod
     def close(self, timeout: float = 5.0) -> None:
         """Write what waits, within `timeout` seconds, and release everything. A second call does nothing."""
+
+
+class Reader(Protocol):
+    """How whoever reads a value waits for it, so that it blocks no loop: every host is one."""
+
+    async def read_file(self, path: Path) -> bytes:
+        """The content of a file; a symbolic link is not followed. Raises `OSError`."""
+        ...
+
+    async def run_blocking(self, fn: Callable[[], T]) -> T:
+        """Run a call that may block for a moment."""
+        ...
 
 
 class ResultStore(ABC):
@@ -309,9 +323,9 @@ class ResultStore(ABC):
         """Delete the files of outermost runs and of cached values whose rows are gone. Must not raise."""
 
     @abstractmethod
-    async def read(self, row: RunRow | CachedRow, read_file: Callable[[Path], Awaitable[bytes]]) -> str | None:
+    async def read(self, row: RunRow | CachedRow, reader: Reader) -> str | None:
         """The JSON of a row's value, checked against its checksum; None when none was recorded.
 
-        `read_file` reads a file the way the caller's loop does that. Raises `MissingResultError`
-        when the file is gone, `StoreError` when it cannot be read or is not what was written.
+        Raises `MissingResultError` when the file is gone, `StoreError` when it cannot be read or is
+        not what was written.
         """

@@ -176,7 +176,7 @@ class Client:
         if services.results is None:
             text = row.result
         else:
-            text = await services.results.read(row, self._host().read_file)
+            text = await services.results.read(row, self._host())
         if text is None:
             raise MissingResultError(run_id, _why_missing(row))
         return decode(text)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import orjson
 
-from asyncflow.exceptions import StoreError
+from asyncflow.exceptions import CodecError
 
 __all__ = ["Codec", "seal", "sealed_by", "unseal"]
 
@@ -23,7 +23,7 @@ class Codec(Protocol):
     """Writes the values of a runtime, and reads them back: encryption, for example.
 
     It is called in the store's writing thread (`encode`) and in worker threads (`decode`), never
-    on an event loop. What it raises is a `StoreError` that names it. `encode` must not fail for
+    on an event loop. What it raises is a `CodecError` that names it. `encode` must not fail for
     one value and work for others: the store tries again until it works, and what was put after
     that value waits.
     """
@@ -43,14 +43,14 @@ class Codec(Protocol):
 
 
 def seal(text: str, codec: Codec, where: str) -> str:
-    """`text`, the JSON of a value, as `codec` writes it; raises `StoreError` when it cannot."""
+    """`text`, the JSON of a value, as `codec` writes it; raises `CodecError` when it cannot."""
     from binascii import b2a_base64
 
     try:
         data = codec.encode(text.encode("utf-8", "backslashreplace"))
         encoded = b2a_base64(data, newline=False).decode()
     except Exception as error:
-        raise StoreError("writing a result", where, f"the codec {codec.name!r} raised {error!r}") from error
+        raise CodecError("writing a result", where, f"the codec {codec.name!r} raised {error!r}") from error
     return f'{_MARK}{orjson.dumps(codec.name).decode()[1:]}, "data": "{encoded}"}}'
 
 
@@ -68,14 +68,14 @@ def sealed_by(text: str) -> str | None:
 def unseal(text: str, codec: Codec | None, where: str) -> str:
     """The JSON that was given to `seal`; what no codec wrote comes back as it is.
 
-    Raises `StoreError` when another codec wrote it, or when `codec` cannot read it.
+    Raises `CodecError` when another codec wrote it, or when `codec` cannot read it.
     """
     name = sealed_by(text)
     if name is None:
         return text
     if codec is None or codec.name != name:
         found = "it has none" if codec is None else f"it has {codec.name!r}"
-        raise StoreError(
+        raise CodecError(
             "reading a result",
             where,
             f"the codec {name!r} wrote it: open the runtime with it, Runtime(codec=...); {found}",
@@ -85,7 +85,7 @@ def unseal(text: str, codec: Codec | None, where: str) -> str:
     try:
         return codec.decode(a2b_base64(orjson.loads(text)["data"])).decode()
     except Exception as error:
-        raise StoreError(
+        raise CodecError(
             "reading a result",
             where,
             f"the codec {name!r} could not read it ({error!r}): another key, or a changed file",

@@ -78,6 +78,8 @@ class Runtime:
             if store is not None and value is not None:
                 raise OptionError(option, value, "none beside store=, whose results it would not reach")
         self._given_store = store
+        self._storage = storage
+        self._codec = codec
         self._codec = codec
         self._storage = storage
         self._services: Services | None = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from asyncflow._backend.inline import InlineHost, drive
-from asyncflow._rows import STATE_CODES, TASK, RunRow
+from asyncflow._rows import STATE_CODES, TASK, CachedRow, RunRow
 from asyncflow.abc import ResultStore, Ticket
 from asyncflow.clock import SystemClock
 from asyncflow.ids import new_id
@@ -29,10 +29,10 @@ def run_row(**columns: Any) -> RunRow:
     return row._replace(**columns)
 
 
-def read_result(results: ResultStore, row: RunRow) -> str | None:
+def read_result(results: ResultStore, row: RunRow | CachedRow) -> str | None:
     """The text that `results` reads for `row`, where no loop runs."""
     host = InlineHost(SystemClock())
-    text: str | None = drive(results.read(row, host.read_file))
+    text: str | None = drive(results.read(row, host))
     return text
 
 

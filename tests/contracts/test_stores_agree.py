@@ -180,8 +180,7 @@ class Stores(RuleBasedStateMachine):
         self.both(lambda store: store.read_oldest(5))
         self.both(lambda store: store.read_transactions())
         self.both(lambda store: store.read_transactions(key="a", state=COMMITTED))
-        for key in KEYS:
-            self.both(lambda store, key=key: (store.read_cached(key) or (None,) * 7)[:5])
+        self.both(lambda store: [(store.read_cached(key) or (None,) * 7)[:5] for key in KEYS])
 
     @rule(which=picks)
     def look_at_one(self, which: int) -> None:

@@ -210,7 +210,7 @@ async def _find(run: Run, flight: _Flight, found: list[Ending]) -> None:
 async def _text_of(run: Run, row: CachedRow) -> str | None:
     assert run.services.results is not None
     try:
-        return await run.services.results.read(row, run.host.read_file)
+        return await run.services.results.read(row, run.host)
     except MissingResultError:  # deleted by hand, or by retention just now
         return None
 

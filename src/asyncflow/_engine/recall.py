@@ -12,7 +12,7 @@ from asyncflow._past import Past
 from asyncflow._rows import STATE_CODES, RunRow
 from asyncflow._rules import Ending
 from asyncflow._run import Run
-from asyncflow.exceptions import AsyncflowError
+from asyncflow.exceptions import AsyncflowError, CodecError
 from asyncflow.logs import library_logger
 from asyncflow.serializers import decode
 from asyncflow.states import StateType
@@ -63,9 +63,11 @@ def _may_answer(run: Run, row: RunRow, *, is_retry: bool) -> bool:
 async def _read_value(run: Run, row: RunRow, answers: list[Any]) -> None:
     results = run.services.results
     try:
-        text = row.result if results is None else await results.read(row, run.host.read_file)
+        text = row.result if results is None else await results.read(row, run.host)
         if text is not None:
             answers.append(decode(text, run.spec.return_hint))
+    except CodecError:
+        raise  # the value is there, and running everything again is not what anybody wants
     except (ValueError, AsyncflowError) as error:
         # Running it again costs time; a value of another type than the caller was promised costs more.
         library_logger().warning("the recorded value of %r cannot be used, so it runs again: %s", row.function, error)

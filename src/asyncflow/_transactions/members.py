@@ -34,20 +34,19 @@ class Members:
         """A run that was refused."""
         self._open.pop(run, None)
 
-    def leave(self, run: Run) -> bool:
-        """A run has ended; whether it completed and this is the first word of it."""
-        if run not in self._open:
-            return False
+    def __contains__(self, run: Run) -> bool:
+        return run in self._open
+
+    def leave(self, run: Run) -> None:
+        """A run has ended, and all that it leaves behind is there: whoever waits for it may go on at once."""
+        if run.status.type is StateType.COMPLETED:
+            self.completed.append(run.id)
+        elif run.is_hosted and run.status.type is not None:
+            self._failed.append(run)
         if run.spec.has_aftermath:
             self._concluding[run] = None  # before it leaves: it is always in one of the two
             run.attend(Waiter(partial(self._concluding.pop, run, None)))
         self._open.pop(run, None)
-        if run.status.type is StateType.COMPLETED:
-            self.completed.append(run.id)
-            return True
-        if run.is_hosted and run.status.type is not None:
-            self._failed.append(run)
-        return False
 
     @property
     def are_gone(self) -> bool:

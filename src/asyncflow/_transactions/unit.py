@@ -27,6 +27,7 @@ from asyncflow._transactions.members import Members
 from asyncflow._transactions.record import Contents, TransactionRecord, soon
 from asyncflow.exceptions import StoreError, TransactionEndedError
 from asyncflow.logs import library_logger
+from asyncflow.states import StateType
 
 __all__ = ["Unit"]
 
@@ -75,14 +76,15 @@ class Unit(Enclosing):
             raise TransactionEndedError(f"{run.spec.name!r} was called", repr(self.handle))
 
     def ended(self, run: Run) -> None:
-        if not self._members.leave(run):
+        if run not in self._members:
             return
         self._is_changed = True
         options = run.spec.options
-        if (options.on_commit or options.on_rollback) and not _is_from_cache(run):
+        if (options.on_commit or options.on_rollback) and _did_its_work(run):
             what = f"{run.spec.kind.value} run {run.display_name!r}"
             self._staged.append(Staged(what, self.handle, options.on_commit, options.on_rollback))
             self.touch()
+        self._members.leave(run)
 
     def stage(self, row: CachedRow) -> None:
         self._is_changed = True
@@ -277,6 +279,7 @@ class Unit(Enclosing):
         return problem, held_back
 
 
-def _is_from_cache(run: Run) -> bool:
-    """Whether its body did not run: what the value cost was done by another run, which has the hooks."""
-    return run.facts is not None and "cache_key" in run.facts and run.status.name == "Cached"
+def _did_its_work(run: Run) -> bool:
+    """Whether it completed, and not with a cached value: what that cost was done by another run, which has the hooks."""
+    is_cached = run.status.name == "Cached" and run.facts is not None and "cache_key" in run.facts
+    return run.status.type is StateType.COMPLETED and not is_cached

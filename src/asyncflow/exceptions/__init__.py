@@ -26,6 +26,7 @@ from asyncflow.exceptions.calls import (
     WaitOnEventLoopError,
 )
 from asyncflow.exceptions.home import (
+    CodecError,
     DurabilityError,
     ForkedRuntimeError,
     HomeError,
@@ -60,6 +61,7 @@ __all__ = [
     "AsyncflowError",
     "CannotCancelNestedRunError",
     "CannotResumeError",
+    "CodecError",
     "CrashedRunError",
     "DurabilityError",
     "EntrypointError",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "CodecError",
     "DurabilityError",
     "ForkedRuntimeError",
     "HomeError",
@@ -45,6 +46,10 @@ class StoreError(AsyncflowError):
         self.path: str = str(path)
         self.reason: str = str(reason)
         super().__init__(f"{operation} failed on {self.path!r}: {self.reason}")
+
+
+class CodecError(StoreError):
+    """A recorded value cannot be read, or one cannot be written, because of the codec."""
 
 
 class StoreBusyError(StoreError):

@@ -23,7 +23,7 @@ that are committed and the copies made from them hold what the codec wrote.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from typing import Any
 import orjson
 
 from asyncflow._rows import FIRST_FINAL, STAND_IN, STATE_CODES, CachedRow, RunRow
-from asyncflow.abc import ResultStore
+from asyncflow.abc import Reader, ResultStore
 from asyncflow.codecs import Codec, seal, sealed_by, unseal
 from asyncflow.exceptions import MissingResultError, StoreError
 from asyncflow.results.lines import line, text_id
@@ -146,14 +146,9 @@ class FileResults(ResultStore):
 
     # --- reading -----------------------------------------------------------------------------
 
-    async def read(
-        self,
-        row: RunRow | CachedRow,
-        read_file: Callable[[Path], Awaitable[bytes]],
-        run_blocking: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None,
-    ) -> str | None:
-        """As the port says. `run_blocking` runs a call where it blocks nobody; without it, it is run here."""
-        elsewhere = _here if run_blocking is None else run_blocking
+    async def read(self, row: RunRow | CachedRow, reader: Reader) -> str | None:
+        """As the port says."""
+        elsewhere = reader.run_blocking
         what = f"cache key {row.key!r}" if isinstance(row, CachedRow) else f"run {text_id(row.id)}"
         if row.result_file is None:
             if row.result is None or sealed_by(row.result) is None:
@@ -166,7 +161,7 @@ class FileResults(ResultStore):
         storage = self._cited_storage(cited)
         try:
             data: bytes = await (
-                read_file(path) if storage is None else elsewhere(partial(storage.read, cited["path"]))
+                reader.read_file(path) if storage is None else elsewhere(partial(storage.read, cited["path"]))
             )
         except FileNotFoundError:
             run_id = row.run_id if isinstance(row, CachedRow) else row.id
@@ -189,10 +184,6 @@ class FileResults(ResultStore):
             cited["path"],
             f"it is in the storage {name!r}: open the runtime with it, Runtime(storage=...); {found}",
         )
-
-
-async def _here(call: Callable[[], Any]) -> Any:
-    return call()
 
 
 def _opened(data: bytes, cited: dict[str, Any], codec: Codec | None, path: Path) -> str:

@@ -218,6 +218,7 @@ def _make_private_folder(home: Path) -> None:
         with suppress(FileExistsError):
             home.mkdir(mode=0o700)
             home.chmod(0o700)  # whatever the umask took away
+            _sync(home.parent)
         mode = home.stat().st_mode
     except OSError as error:
         raise HomeError("opening the home folder", home, error.strerror or error) from error
@@ -225,6 +226,15 @@ def _make_private_folder(home: Path) -> None:
         raise HomeError("opening the home folder", home, "it is not a folder")
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise HomeError("opening the home folder", home, f"everybody can write to it (mode {mode & 0o7777:o})")
+
+
+def _sync(folder: Path) -> None:
+    """Bring a new entry in a folder to disk: the sync of a file in it does so on some file systems only."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _make_private_file(path: Path) -> None:
@@ -237,6 +247,7 @@ def _make_private_file(path: Path) -> None:
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             path.chmod(0o600)
+            _sync(path.parent)
         except FileExistsError:
             pass
         except OSError as error:

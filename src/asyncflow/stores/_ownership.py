@@ -68,6 +68,7 @@ class Ownership:
         with self._guard:
             if self._descriptor is None or self._is_in_place(self._descriptor):
                 return
+            self._folder.mkdir(mode=0o700, exist_ok=True)
             former, self._descriptor = self._descriptor, make_locked(self._path)
             close(former)
 
@@ -86,9 +87,10 @@ class Ownership:
             return _is_gone(process)
 
     def remove(self, process: Process) -> None:
-        """Remove the lock file of an owner that has no row any more."""
-        with suppress(OSError):
-            (self._folder / Path(process.lock).name).unlink()
+        """Remove the lock file of a dead owner that has no row any more."""
+        if self.is_dead(process):
+            with suppress(OSError):
+                (self._folder / Path(process.lock).name).unlink()
 
     def sweep(self, known: Iterable[Process]) -> None:
         """Remove lock files of processes that died before they had a row, or after it was deleted."""
