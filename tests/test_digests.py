@@ -30,7 +30,8 @@ from hypothesis import strategies as st
 from pydantic import AnyUrl, BaseModel, PrivateAttr, RootModel, SecretStr
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from asyncflow.digests import MAX_BYTES, MAX_DEPTH, MAX_ITEMS, MAX_TEXT, digest
+from asyncflow._digest_forms import MAX_BYTES, MAX_ITEMS, MAX_TEXT
+from asyncflow.digests import MAX_DEPTH, digest
 from asyncflow.exceptions import NotDigestibleError
 from tests.conftest import RunPython
 

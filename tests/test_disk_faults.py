@@ -54,11 +54,8 @@ def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Template]:
         yield made
 
 
-def numbers(most_skipped: int) -> Iterator[int]:
-    if LONG:
-        return count(1)
-    step = random.randint(1, most_skipped)
-    return count(random.randint(1, step), step)
+def numbers(step: int) -> Iterator[int]:
+    return count(1) if LONG else count(random.randint(1, step), step)
 
 
 @traced
@@ -76,7 +73,7 @@ def test_a_call_that_fails_once(children: Template, tmp_path: Path, program: str
 @pytest.mark.parametrize("program", ["survive_opening", "survive_writing"])
 @pytest.mark.timeout(600)
 def test_a_disk_that_fails_for_a_while(children: Template, tmp_path: Path, program: str, call: str, error: str) -> None:
-    for number in numbers(20):
+    for number in numbers(30):
         if not survives(children, tmp_path / f"home-{number}", program, call, f"error={error}:when={number}+"):
             break
 
@@ -165,7 +162,7 @@ def test_a_full_disk(children: Template, small_disk: SmallDisk, program: str) ->
 
 
 def test_the_queue_in_front_of_a_full_disk_is_bounded(children: Template, small_disk: SmallDisk) -> None:
-    limit = 200
+    limit = 100
     home = small_disk.folder / "home"
     child = children.start("fill_the_queue", home, limit)
     small_disk.fill()

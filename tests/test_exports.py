@@ -95,7 +95,7 @@ def test_the_package_exports_what_it_binds() -> None:
     }
     modules = {name for name in asyncflow.__all__ if isinstance(getattr(asyncflow, name), ModuleType)}
     assert set(asyncflow.__all__) == bound | modules | {"__version__"}
-    assert modules == {"exceptions", "runtime", "states"}
+    assert modules == {"cache_policies", "exceptions", "runtime", "states"}
     assert sorted(asyncflow.__all__) == asyncflow.__all__
 
 

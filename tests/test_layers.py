@@ -31,6 +31,7 @@ LAYERS: dict[str, list[str]] = {
         "codecs",
         "error_records",
         "previews",
+        "_digest_forms",
         "digests",
         "cache_policies",
         "_entrypoints",

@@ -930,7 +930,7 @@ async def test_cancelled_at_any_await_it_is_committed_or_undone_and_the_record_s
     store, before = MemoryStore(), set[bytes]()
     with Runtime(store=store):
         report = await cancel_everywhere(call, how=how, check=check)
-    assert report.points > 5
+    assert report.points >= 3  # eager tasks suspend seldom
 
 
 def unfinished(store: MemoryStore) -> set[str]:

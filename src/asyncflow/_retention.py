@@ -70,7 +70,7 @@ class Pace:
     batches of one tree, so now and then there is such a batch.
     """
 
-    def __init__(self, target_seconds: float = 0.020) -> None:
+    def __init__(self, target_seconds: float = 0.010) -> None:
         self._target = target_seconds
         self._commit = 0.0
         self._affordable = 2

@@ -64,9 +64,11 @@ class Sweeper:
 
     @property
     def is_too_big(self) -> bool:
-        """Whether the database has more bytes than it may, and the last batch could do something about it."""
+        """Whether the database has more bytes than it may, and deleting could do something about it."""
         limit = self._retention.size
-        return limit is not None and not self._cannot_shrink and self._services.store.size() > limit
+        if limit is None or self._cannot_shrink:
+            return False
+        return self._is_shrinking or self._services.store.size() > limit
 
     def sweep(self) -> Swept:
         """Delete a batch of runs; where there are none, expired cached values; else give a little space back.
@@ -74,14 +76,10 @@ class Sweeper:
         Blocks. Space is given back last, because while runs are deleted new ones can use it.
         """
         store = self._services.store
-        now = microseconds_now(self._services)
-        due = self._due(now)
-        self._cannot_shrink = self._is_shrinking and not due
-        if due:
-            runs = delete_batch(self._services, due, self._pace)
-            self._passed_over.update(set(due).difference(runs))
-            return Swept(runs, [], has_more=True)
-        cached = store.delete_cached(expired_at=now)
+        swept = self.delete()
+        if swept.has_more:
+            return swept
+        cached = store.delete_cached(expired_at=microseconds_now(self._services))
         if cached:
             return Swept([], cached, has_more=True)
         before, self._left = self._left, store.give_back()
@@ -90,6 +88,16 @@ class Sweeper:
         if not has_more:
             self._passed_over.clear()
         return Swept([], [], has_more)
+
+    def delete(self) -> Swept:
+        """Delete a batch of runs, and nothing else. Blocks."""
+        due = self._due(microseconds_now(self._services))
+        self._cannot_shrink = self._is_shrinking and not due
+        if not due:
+            return Swept([], [], has_more=False)
+        runs = delete_batch(self._services, due, self._pace)
+        self._passed_over.update(set(due).difference(runs))
+        return Swept(runs, [], has_more=True)
 
     def _due(self, now: int) -> list[bytes]:
         store, retention, most = self._services.store, self._retention, self._pace.trees
@@ -168,9 +176,10 @@ class Upkeep:
                 return
 
     def _sweep(self) -> bool:
-        """Delete a batch if it is time; whether there may be more."""
-        if time.monotonic() < self._sweep_at and not self._sweeper.is_too_big:
-            return False
+        """Delete a batch if it is time, or there are too many bytes; whether there may be more."""
+        if time.monotonic() < self._sweep_at:
+            # Without giving space back: a home that is full all the time uses it again at once.
+            return self._sweeper.is_too_big and self._sweeper.delete().has_more
         self._sweep_at = time.monotonic() + _SWEEP_SECONDS  # also after an error
         has_more = self._sweeper.sweep().has_more
         if has_more:

@@ -280,6 +280,6 @@ class Unit(Enclosing):
 
 
 def _did_its_work(run: Run) -> bool:
-    """Whether it completed, and not with a cached value: what that cost was done by another run, which has the hooks."""
+    """Whether it completed, and not with a cached value: the run whose body made that has the hooks."""
     is_cached = run.status.name == "Cached" and run.facts is not None and "cache_key" in run.facts
     return run.status.type is StateType.COMPLETED and not is_cached

@@ -30,6 +30,9 @@ __all__ = ["LOCKS", "Database", "transaction"]
 
 LOCKS = "locks"
 """The folder of the lock files."""
+WRITER_BUSY_MS = 40
+"""How long SQLite waits for the write lock before the writer asks again. It looks less and less
+often, so among many writers one that has waited long would lose to those that come anew."""
 _NAME = "asyncflow.db"
 _OPENING_SECONDS = 10.0
 """How long opening waits for other processes that open the same file, or write to it."""
@@ -59,7 +62,8 @@ class Database:
         self.home = home.absolute()
         self.path = self.home / _NAME
         self._synchronous = synchronous
-        self._busy_seconds = busy_seconds
+        self.busy_seconds = busy_seconds
+        """How long somebody waits for a lock before it counts as held for long."""
         self.checkpoint_lock = self.home / LOCKS / "checkpoint"
         """Held by whichever process copies the log into the file."""
         _make_private_folder(self.home)
@@ -78,7 +82,7 @@ class Database:
             try:
                 self._prepare(connection)
                 connection.execute("PRAGMA wal_autocheckpoint = 0")  # see `_checkpoints`
-                connection.execute(f"PRAGMA busy_timeout = {round(self._busy_seconds * 1000)}")
+                connection.execute(f"PRAGMA busy_timeout = {WRITER_BUSY_MS}")
             except BaseException:
                 connection.close()
                 raise
@@ -87,7 +91,7 @@ class Database:
     def open_reader(self) -> sqlite3.Connection:
         """A connection that cannot write, nor run checkpoints: see `_checkpoints`."""
         with self.mapped("opening the database"):
-            connection = self._connect(self._busy_seconds)
+            connection = self._connect(self.busy_seconds)
             connection.execute("PRAGMA query_only = ON")
             connection.execute("PRAGMA wal_autocheckpoint = 0")
             return connection

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from asyncflow._rows import LogRow, RunRow, storable
 from asyncflow.abc import Recordable, ResultStore, Ticket
-from asyncflow.exceptions import StoreError
+from asyncflow.exceptions import StoreBusyError, StoreError
 from asyncflow.ids import new_id
 from asyncflow.stores._checkpoints import Checkpoints
 from asyncflow.stores._database import Database, transaction
@@ -275,10 +275,13 @@ class Writer:
     def _persist(self, turn: _Turn) -> bool:
         """Bring a turn to disk, however often it takes; false when the store is closing and time is up."""
         delay, longest = RETRY
+        is_held_long = time.monotonic() + self._database.busy_seconds
         while True:
             try:
                 self._write(turn)
             except StoreError as error:
+                if isinstance(error, StoreBusyError) and time.monotonic() < is_held_long and not self._has_given_up():
+                    continue
                 # Without its traceback, whose frames hold the rows of this turn.
                 self.last_error = error.with_traceback(None)
                 self.last_error.__cause__ = self.last_error.__context__ = None
