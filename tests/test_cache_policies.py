@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from asyncflow import task
 from asyncflow._options import Kind, Options
 from asyncflow._specs import Spec, make_spec
 from asyncflow.cache_policies import (
@@ -261,3 +262,26 @@ def test_the_type_of_what_comes_back() -> None:
     assert spec_of(generates).return_hint is Any
     assert spec_of(model).return_hint == Client | None
     assert spec_of(len).return_hint is Any
+
+
+def test_a_task_keeps_no_more_of_its_neighbourhood_than_its_hints_name() -> None:
+    import weakref
+
+    class Neighbour:
+        pass
+
+    def declare() -> tuple[Any, Any, Any]:
+        class Named:
+            pass
+
+        neighbour = Neighbour()
+
+        @task
+        def load() -> Named:
+            return Named()
+
+        return load, Named, weakref.ref(neighbour)
+
+    load, named, seen = declare()
+    assert seen() is None
+    assert load.spec.return_hint is named

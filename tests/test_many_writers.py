@@ -52,7 +52,7 @@ class RunTicket(Ticket):
 
 def start():
     done = run_row(parent_id=root.id, owner=store.owner)
-    run = LiveRun(done._replace(state=STATE_CODES[StateType.RUNNING], seq=2, ended=None))
+    run = LiveRun(done._replace(state=STATE_CODES[StateType.RUNNING], seq=2, ended=None), root_id=root.id)
     store.put(run)
     run.current = [done]
     store.put(run)

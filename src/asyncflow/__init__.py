@@ -21,6 +21,7 @@ from asyncflow.runtime import Runtime
 from asyncflow.settings import Settings
 from asyncflow.states import State, StateType
 from asyncflow.tasks import Task, task
+from asyncflow.transactions import Transaction, TransactionState, get_transaction, transaction
 
 __all__ = [
     "Client",
@@ -40,6 +41,8 @@ __all__ = [
     "Task",
     "TaskFuture",
     "TaskRun",
+    "Transaction",
+    "TransactionState",
     "__version__",
     "allow_failure",
     "as_completed",
@@ -53,6 +56,7 @@ __all__ = [
     "flow",
     "get_client",
     "get_run_logger",
+    "get_transaction",
     "quote",
     "rate_limit",
     "resume_flow_run",
@@ -60,6 +64,7 @@ __all__ = [
     "states",
     "tags",
     "task",
+    "transaction",
     "unmapped",
     "wait",
 ]

@@ -269,6 +269,8 @@ class Run(Recorded):
         parent.children[self] = None
         if parent.closing:
             self.unlink()
+            if self.transaction is not None:
+                self.transaction.ended(self)
             return False
         return True
 

@@ -25,7 +25,16 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from asyncflow.exceptions import ReservedParameterError
 
-__all__ = ["RESERVED", "Binder", "Hints", "innermost", "parameter_descriptions", "parameter_names", "resolve_hint"]
+__all__ = [
+    "RESERVED",
+    "Binder",
+    "Hints",
+    "innermost",
+    "names_around",
+    "parameter_descriptions",
+    "parameter_names",
+    "resolve_hint",
+]
 
 RESERVED = frozenset({"return_state", "run_key", "wait_for"})
 """Keywords that every call of a flow or task takes for itself."""
@@ -197,6 +206,22 @@ def _no_function() -> None:
 
 
 _NO_CODE = _no_function.__code__
+
+
+def names_around(fn: Callable[..., Any], caller: Mapping[str, Any]) -> dict[str, Any]:
+    """The locals of the function that declares `fn`, as far as hints of `fn` that are text name them.
+
+    `caller` are the globals of the module that asks: its own frames are passed over.
+    """
+    hints = getattr(innermost(getattr(fn, "__func__", fn)), "__annotations__", {}).values()
+    wanted = set(re.findall(r"\w+", " ".join(each for each in hints if isinstance(each, str))))
+    frame = inspect.currentframe() if wanted else None
+    while frame is not None and (frame.f_globals is caller or frame.f_globals is globals()):
+        frame = frame.f_back
+    if frame is None or frame.f_locals is frame.f_globals:
+        return {}
+    # Those alone: a function lives on, and what else is in its neighbourhood must not live on with it.
+    return {name: value for name, value in frame.f_locals.items() if name in wanted}
 
 
 class Hints:

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from asyncflow._rows import FLOW, TASK, maybe_moment, moment
-from asyncflow._run import Run
+from asyncflow._run import Run, current_transaction
 
 __all__ = ["FlowRunContext", "TaskRunContext", "current_run", "current_tags", "detached", "tags"]
 
@@ -35,11 +35,12 @@ def tags(*names: str) -> Generator[frozenset[str]]:
 
 @contextmanager
 def detached() -> Generator[None]:
-    """The next calls inside start outermost runs of their own, which no run waits for or cancels."""
-    token = current_run.set(None)
+    """The next calls inside start outermost runs of their own: nothing waits for them, cancels or undoes them."""
+    token, transaction = current_run.set(None), current_transaction.set(None)
     try:
         yield
     finally:
+        current_transaction.reset(transaction)
         current_run.reset(token)
 
 

@@ -21,6 +21,7 @@ from asyncflow._backend.inline import drive
 from asyncflow._backend.threads import ThreadPool
 from asyncflow._cancellation import bury, cancel
 from asyncflow._engine.resuming import claim_interrupted, start_again
+from asyncflow._key_locks import KeyLocks
 from asyncflow._limiter import Limiter
 from asyncflow._outcomes import wait_settled
 from asyncflow._run import Cause, Run
@@ -118,8 +119,9 @@ class Runtime:
             return self._services
 
     def _make_services(self) -> Services:
-        store, results = self._given_store, None
+        store, results, key_locks = self._given_store, None, KeyLocks()
         if store is None:
+            key_locks = KeyLocks(self.home / "locks")
             results = FileResults(self.home, codec=self._codec, storage=self._storage)
             store = SQLiteStore(self.home, self.settings, results)
         return Services(
@@ -128,6 +130,7 @@ class Runtime:
             settings=self.settings,
             clock=self._clock,
             threads=ThreadPool(self.settings.max_threads),
+            key_locks=key_locks,
             tag_limits={tag: Limiter(limit) for tag, limit in self.settings.tag_limits.items()},
         )
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
 from asyncflow._options import TransactionHook
+from asyncflow._signature import names_around
 from asyncflow._specs import Kind, Options, TaskOptions
 from asyncflow.declarations import Binds, Declaration
 from asyncflow.futures import TaskFuture
@@ -28,7 +29,7 @@ class Task(Declaration[P, R_co]):
     _kind = Kind.TASK
 
     def __init__(self, fn: Callable[P, R_co], /, **options: Unpack[TaskOptions]) -> None:
-        super().__init__(fn, Options().changed(Kind.TASK, options))
+        super().__init__(fn, Options().changed(Kind.TASK, options), names_around(fn, globals()))
 
     # The function's own signature first, which editors show. A future may stand for any argument, anywhere
     # inside it, which no type can say: such a call, and one with `wait_for`, is checked when it is made.

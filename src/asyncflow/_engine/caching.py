@@ -253,7 +253,10 @@ async def _wait_for_lock(run: Run, flight: _Flight) -> None:
             problems.append(error)
         signal.set()
 
-    Thread(target=wait, name="asyncflow-key-lock", daemon=True).start()
+    try:
+        Thread(target=wait, name="asyncflow-key-lock", daemon=True).start()
+    except RuntimeError as error:  # the system gives no thread
+        raise StoreError("waiting for the lock of a key", flight.key, error) from error
     await blocked(run.host, run, signal)
     if problems:
         raise problems[0]

@@ -176,6 +176,8 @@ class Writer:
         self._give_up_at = time.monotonic() + timeout
         self._signal.put(None)
         self.thread.join(timeout)
+        if not (self._waiting or self._writing):
+            self.thread.join(timeout)  # at most it still wrote copies, and it stops after the one it is at
         return not (self.thread.is_alive() or self._waiting or self._writing)
 
     def _wake(self) -> None:
