@@ -60,7 +60,7 @@ LAYERS: dict[str, list[str]] = {
     "services": ["_cancellation", "_outcomes", "run_logger", "logs", "_unseen", "futures", "completions"],
     "engine": ["_engine"],
     "composition": [
-        "upkeep",
+        "_upkeep",
         "runtime",
         "client",
         "doctor",

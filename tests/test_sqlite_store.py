@@ -633,6 +633,28 @@ def test_closing_while_the_disk_refuses_tells_everybody(home: Path) -> None:
     assert ["No space left" in str(ticket.error) for ticket in waiter.wait()] == [True, True]
 
 
+def test_copies_that_there_was_no_time_for_are_nothing_lost(home: Path, open_store: Open) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(FlakyResults):
+        def publish(self, batch: Sequence[tuple[bytes, RunRow]]) -> None:
+            super().publish(batch)
+            begun.set()
+            assert go_on.wait(20)
+
+    results = Slow(refusals=0)
+    store = SQLiteStore(home, Settings(), results)
+    rows = [run_row() for _ in range(3)]
+    record(store, *rows)
+    assert begun.wait(20)
+    threading.Timer(0.6, go_on.set).start()
+    store.close(timeout=0.5)  # the writer is still at the first copy then, and stops after it
+    assert results.published == [rows[0].id]
+    assert [row.id for row in open_store().read_runs(RunQuery(kinds=frozenset({TASK})))] == [
+        row.id for row in reversed(rows)
+    ]
+
+
 # --- jobs ------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -137,6 +139,11 @@ def doubled(number: int, filling: str = "") -> int:
     return double(number)
 
 
+@flow
+async def written(number: int, filling: str) -> int:
+    return number
+
+
 class Later(SystemClock):
     """The clock, some time from now."""
 
@@ -170,23 +177,21 @@ def folders(home: Path) -> set[str]:
     return {each.name for each in (home / "results").iterdir() if each.name != "cache"}
 
 
-def test_a_home_is_kept_below_its_bytes_while_runs_go_on(tmp_path: Path) -> None:
-    limit, largest = 20_000_000, 0
-    with Runtime(tmp_path, retention_bytes=limit, upkeep_seconds=0.1, synchronous="normal") as runtime:
-        store, done, started = store_of(runtime), 0, time.monotonic()
-        while done < 3_000:  # about 45 MB
-            doubled(done, filling=os.urandom(7_500).hex())
-            done += 1
-            if done % 20 == 0:
-                largest = max(largest, (tmp_path / "asyncflow.db").stat().st_size)
-        took = time.monotonic() - started
-        wait_until(lambda: store.size() <= limit and store.give_back() == 0)
-        kept = numbers_kept(store)
-        assert kept == list(range(kept[0], done))  # the oldest went first, and nothing else did
-        assert kept[0] > done / 3
-        assert store.size() > limit * 0.7
-        wait_until(lambda: len(folders(tmp_path)) == store.count_outermost())
-    assert largest < 1.3 * limit, f"{largest:,} bytes in {took:.1f} s"
+async def test_a_home_is_kept_below_its_bytes_while_runs_go_on(tmp_path: Path) -> None:
+    limit, runs, runs_a_second = 20_000_000, 700, 100  # at 64 kB: about 45 MB in 7 seconds
+    async with Runtime(tmp_path, retention_bytes=limit, upkeep_seconds=0.1, synchronous="normal") as runtime:
+        store, largest, started = store_of(runtime), 0, anyio.current_time()
+        for number in range(runs):
+            await written(number, filling="x" * 64_000)
+            largest = max(largest, (await anyio.Path(tmp_path / "asyncflow.db").stat()).st_size)
+            await anyio.sleep_until(started + number / runs_a_second)
+        await anyio.to_thread.run_sync(wait_until, lambda: store.size() <= limit and store.give_back() == 0)
+        kept = await anyio.to_thread.run_sync(numbers_kept, store)
+        assert kept == list(range(kept[0], runs))  # the oldest went first, and nothing else did
+        assert kept[0] > runs / 3
+        assert await anyio.to_thread.run_sync(store.size) > limit * 0.7
+        await anyio.to_thread.run_sync(wait_until, lambda: len(folders(tmp_path)) == store.count_outermost())
+    assert largest < 1.3 * limit, f"{largest:,} bytes"
     assert (tmp_path / "asyncflow.db").stat().st_size <= 1.05 * limit
 
 

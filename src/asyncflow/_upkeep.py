@@ -27,8 +27,8 @@ __all__ = ["Sweeper", "Swept", "Upkeep", "delete_batch", "hooks_of", "interrupti
 _SWEEP_SECONDS = 60.0
 """How often runs are looked for that are too old or too many."""
 _MOST_PASSED_OVER = 10_000
-_LEAST_PAUSE = 0.010
-"""Seconds between two batches."""
+_PAUSES = (0.010, 0.050)
+"""Seconds between two batches: as long as the last one took, within these."""
 _JOIN_SECONDS = 0.05
 """Longest that closing waits for the thread."""
 
@@ -169,7 +169,7 @@ class Upkeep:
                 self._attempt("looking for dead processes", self._reap)
                 reap_at = started + self._seconds
             if self._attempt("deleting what is not kept any longer", self._sweep):
-                pause = max(time.monotonic() - started, _LEAST_PAUSE)  # half of the time is for others
+                pause = min(max(time.monotonic() - started, _PAUSES[0]), _PAUSES[1])  # time for others
             elif self._seconds:
                 pause = self._seconds
             else:

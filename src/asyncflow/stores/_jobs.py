@@ -54,11 +54,11 @@ def leave(connection: sqlite3.Connection, owner: int) -> bool:
     """Delete the row of a store that closes; false when something of it is open, which the next reap is to find."""
     with transaction(connection):
         sql = (
-            f"DELETE FROM process WHERE id = ?1 "
-            f"AND NOT EXISTS (SELECT 1 FROM run WHERE owner = ?1 AND {_OPEN}) "
-            f"AND NOT EXISTS (SELECT 1 FROM txn WHERE owner = ?1 AND state = {ACTIVE})"
+            f"DELETE FROM process WHERE id = ? "
+            f"AND NOT EXISTS (SELECT 1 FROM run WHERE owner = ? AND {_OPEN}) "
+            f"AND NOT EXISTS (SELECT 1 FROM txn WHERE owner = ? AND state = {ACTIVE})"
         )
-        return connection.execute(sql, [owner]).rowcount > 0
+        return connection.execute(sql, [owner] * 3).rowcount > 0
 
 
 def reap_process(

@@ -40,10 +40,10 @@ SELECT owner FROM txn WHERE state = {ACTIVE}"""
 READ_RUN = f"SELECT {RUN} FROM run WHERE id = ?"
 
 READ_CHILDREN = f"""
-SELECT {RUN} FROM run WHERE parent_id = ?1 AND kind <> {STAND_IN}
+SELECT {RUN} FROM run WHERE parent_id = ? AND kind <> {STAND_IN}
 UNION ALL
 SELECT {RUN} FROM run AS stand JOIN run ON run.parent_id = stand.id
-WHERE stand.parent_id = ?1 AND stand.kind = {STAND_IN}
+WHERE stand.parent_id = ? AND stand.kind = {STAND_IN}
 ORDER BY id"""
 
 READ_INTERRUPTED = f"""

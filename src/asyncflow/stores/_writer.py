@@ -176,9 +176,12 @@ class Writer:
         self._give_up_at = time.monotonic() + timeout
         self._signal.put(None)
         self.thread.join(timeout)
-        if not (self._waiting or self._writing):
+        if not self._has_records():
             self.thread.join(timeout)  # at most it still wrote copies, and it stops after the one it is at
-        return not (self.thread.is_alive() or self._waiting or self._writing)
+        return not (self.thread.is_alive() or self._has_records())
+
+    def _has_records(self) -> bool:
+        return self._writing > 0 or any(not isinstance(each, Job) for each in self._waiting.copy())
 
     def _wake(self) -> None:
         self._idle = self._lingering = False

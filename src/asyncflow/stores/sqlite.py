@@ -116,7 +116,9 @@ class SQLiteStore(RunStore):
         return [RunRow._make(row) for row in self._read("reading a tree of runs", queries.READ_TREE, [run_id])]
 
     def read_children(self, run_id: bytes) -> list[RunRow]:
-        return [RunRow._make(row) for row in self._read("reading a run's children", queries.READ_CHILDREN, [run_id])]
+        return [
+            RunRow._make(row) for row in self._read("reading a run's children", queries.READ_CHILDREN, [run_id] * 2)
+        ]
 
     def read_logs(self, query: LogQuery) -> list[LogRow]:
         return [LogRow._make(row) for row in self._read("reading logs", *queries.logs(query))]
