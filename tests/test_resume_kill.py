@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from asyncflow._rows import FLOW, TASK
-from tests.crash.harness import COMPLETED, Child, Template, template
+from tests.crash.harness import COMPLETED, Child, Template, check_home, template
 from tests.crash.resumable import LANES, POSITIONS, ROUNDS, STEPS, value_of_lanes
 
 SEEDS = int(os.environ.get("SEEDS", "20"))
@@ -86,6 +86,7 @@ def test_a_resumed_flow_returns_the_same_and_repeats_nothing(
         before: dict[tuple[str, ...], int] = {}
         for child in lives(children, home, backend, name, first):
             told |= dict(child.words("value"))
+            check_home(home, {})
             counts = executions(home)
             assert {call: counts[call] for call in before} == before, "what was on disk was executed again"
             before |= {call: counts[call] for call in map(call_of, values(home, TASK))}

@@ -254,6 +254,8 @@ class Recorded:
             task_run_id=None if is_flow else own,
             parent_task_run_id=maybe_uuid(self.stand_in_id),
             scheduled_time=maybe_moment(facts.get("scheduled_time")),
+            cache_key=facts.get("cache_key"),
+            cache_expiration=maybe_moment(facts.get("cache_expiration")),
             retriable=facts.get("retriable"),
         )
 

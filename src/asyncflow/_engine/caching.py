@@ -152,6 +152,8 @@ async def from_cache(run: Run) -> Ending | None:
                 return stopped
         except WaitCycleError:
             return None
+        if not ahead.leader.is_settled:
+            continue  # a thread may be woken for nothing
         ahead.end()  # who looks from another thread may be here before the leader has got there
         if ending := ahead.answer():
             return ending

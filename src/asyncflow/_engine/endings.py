@@ -140,7 +140,8 @@ def _disown(run: Run, ending: Ending) -> None:
 def _keep_value(run: Run, ending: Ending) -> Ending:
     """Encode the value now, before the caller can change it, if it is to be persisted."""
     asked = run.spec.options.persist_result
-    if not (run.services.settings.persist_results_by_default if asked is None else asked):
+    by_default = run.services.settings.persist_results_by_default or run.spec.options.is_cached
+    if not (by_default if asked is None else asked):
         run.not_kept = "persist_result is off"
         return ending
     try:

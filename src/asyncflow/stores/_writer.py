@@ -213,8 +213,7 @@ class Writer:
                 continue
             if self._give_up_at is not None:
                 return False
-            # The flag first, then the look, then the sleep: whoever puts something after the look
-            # sees the flag.
+            # The flag first, then the look, then the sleep: who puts something after the look sees the flag.
             self._idle = True
             if not (self._waiting or self._logs or self._give_up_at is not None):
                 self._signal.get()
