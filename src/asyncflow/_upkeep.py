@@ -118,12 +118,18 @@ class Sweeper:
 
 
 def delete_batch(services: Services, due: list[bytes], pace: Pace) -> list[bytes]:
-    """Delete outermost runs that have ended; gives which, and lets `pace` know how long it took. Blocks."""
+    """Delete outermost runs that have ended; gives which, and lets `pace` know how long it took. Blocks.
+
+    Their files go in this thread and not in the writer's: each system call waits for the GIL, and while a
+    busy loop holds that, the writer would do nothing else.
+    """
     if not due:
         return []
     started = time.monotonic()
     gone = services.store.delete_runs(due)
     pace.note(len(due), time.monotonic() - started)
+    if services.results is not None:
+        services.results.delete(gone)
     return gone
 
 

@@ -16,8 +16,10 @@ __all__ = ["RESULTS", "DictStorage", "FolderStorage", "Storage", "is_inside"]
 
 RESULTS = "results"
 _MOST_KNOWN_FOLDERS = 256
+_LONGEST_LINE = 128 * 1024
+"""Bytes. A line holds a value of at most 64 KiB, and a little more."""
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+_APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -135,7 +137,8 @@ class FolderStorage:
     def append(self, path: str, data: bytes) -> None:
         """Add lines to a file: all of them or none, unless the process is killed."""
         folder, _, name = path.rpartition("/")
-        self._in_folder(folder, lambda where: _append(f"{where}/{name}", data))
+        is_known = folder in self._known
+        self._in_folder(folder, lambda where: _append(f"{where}/{name}", data, may_be_torn=not is_known))
 
     # --- folders -----------------------------------------------------------------------------
 
@@ -188,9 +191,11 @@ class FolderStorage:
             raise
 
 
-def _append(path: str, data: bytes) -> None:
+def _append(path: str, data: bytes, *, may_be_torn: bool) -> None:
     descriptor = os.open(path, _APPEND, 0o600)
     try:
+        if may_be_torn:
+            _cut_half_a_line(descriptor)
         written = os.write(descriptor, data)
         if written < len(data):
             start = os.lseek(descriptor, 0, os.SEEK_CUR) - written
@@ -201,6 +206,15 @@ def _append(path: str, data: bytes) -> None:
                 raise
     finally:
         os.close(descriptor)
+
+
+def _cut_half_a_line(descriptor: int) -> None:
+    """Cut what a process that was killed in the middle of a line left of it: the next line would be glued to it."""
+    size = os.fstat(descriptor).st_size
+    start = max(0, size - _LONGEST_LINE)
+    tail = os.pread(descriptor, _LONGEST_LINE, start) if size else b"\n"
+    if not tail.endswith(b"\n"):
+        os.ftruncate(descriptor, start + tail.rfind(b"\n") + 1)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -204,7 +204,9 @@ class MemoryStore(RunStore):
         self._check()
         oldest_first = (row for row in reversed(self._newest_first()) if row.parent_id is None)
         return [
-            row.id for row in oldest_first if row.state >= FIRST_FINAL and (before is None or row.created < before)
+            row.id
+            for row in oldest_first
+            if row.state >= FIRST_FINAL and (before is None or (row.ended or row.created) < before)
         ][:limit]
 
     def delete_runs(self, root_ids: Sequence[bytes]) -> list[bytes]:

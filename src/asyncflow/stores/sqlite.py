@@ -240,7 +240,6 @@ class SQLiteStore(RunStore):
         def delete(connection: sqlite3.Connection) -> list[bytes]:
             deleted = jobs.delete_runs(connection, root_ids)
             self._writer.forget(deleted)
-            self._results.delete(deleted)
             return deleted
 
         return self._call("deleting runs", delete)
@@ -269,6 +268,8 @@ class SQLiteStore(RunStore):
         leaving = self._writer.ask("closing", lambda connection: jobs.leave(connection, self.owner), timeout)
         written = self._writer.close(timeout)
         self._ownership.release(remove=leaving.result is True)
+        if written and leaving.error is not None:  # harmless: the next one to look removes what is left
+            _report(f"the row of this process could not be deleted: {leaving.error}")
         while self._readers:
             with suppress(IndexError):
                 self._readers.pop().close()
@@ -294,6 +295,12 @@ class SQLiteStore(RunStore):
 def _refuse_in_child() -> None:
     for store in list(_open):
         store.refuse_in_child()
+
+
+def _report(message: str) -> None:
+    import logging
+
+    logging.getLogger("asyncflow").warning(message)
 
 
 if hasattr(os, "register_at_fork"):
