@@ -485,14 +485,14 @@ def main(x: int):
     return part(x)
 
 print(main("21"))
-print([each.name for each in threading.enumerate() if each.name.startswith("asyncflow")])
+print(sorted(each.name for each in threading.enumerate() if each.name.startswith("asyncflow")))
 print("asyncio" in sys.modules and asyncio._get_running_loop())
 """
 
 
 def test_a_plain_script_calls_a_sync_flow(run_python: RunPython) -> None:
     lines = run_python(SCRIPT).stdout.splitlines()
-    assert lines == ["(42, True)", "['asyncflow-writer']", "None"]
+    assert lines == ["(42, True)", "['asyncflow-upkeep', 'asyncflow-writer']", "None"]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class Settings:
     log_level: str = "INFO"
     """The lowest level of run logs that is kept in the store."""
     retention_days: float = 30.0
-    """How long an outermost run is kept after it began, with all below it, unless it goes on; 0 = for ever."""
+    """How long an outermost run is kept after it ended, with all below it; 0 = for ever."""
     retention_runs: int = 0
     """Most outermost runs that are kept, the oldest ended ones going first; 0 = no limit."""
     retention_bytes: int = 4 * 1024**3

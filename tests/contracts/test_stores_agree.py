@@ -96,10 +96,11 @@ class Stores(RuleBasedStateMachine):
     @rule(kind=st.sampled_from([FLOW, FLOW, TASK, STAND_IN]), state=states, parent=picks, owner=owners, details=details)
     def begin(self, kind: int, state: int, parent: int, owner: int, details: str | None) -> None:
         above = self.pick(self.ids, parent) if parent % 3 else None
-        ended = self.now + 5 if state >= FIRST_FINAL else None
+        created = self.tick()
+        ended = created + 5 if state >= FIRST_FINAL else None
         row = run_row(
             id=new_id(), kind=kind, state=state, parent_id=above, owner=owner, details=details,
-            created=self.tick(), started=None, ended=ended, seq=1 + parent % 3,
+            created=created, started=None, ended=ended, seq=1 + parent % 3,
         )  # fmt: skip
         self.ids.append(row.id)
         self.put(row)

@@ -346,11 +346,11 @@ def test_more_than_a_statement_takes_can_be_deleted_at_once(store: RunStore) -> 
 
 
 def test_the_oldest_that_have_ended(store: RunStore) -> None:
-    first, second, third = (tree(store, created=START + number)[0] for number in range(3))
-    record(store, running(owner=store.owner), late := run_row(created=LATER))
+    first, second, third = (tree(store, created=START + number, ended=START + 20 + number)[0] for number in range(3))
+    record(store, running(owner=store.owner), late := run_row(created=LATER, ended=LATER + 1))
     assert store.read_oldest(10) == [first.id, second.id, third.id, late.id]
     assert store.read_oldest(2) == [first.id, second.id]
-    assert store.read_oldest(10, before=START + 2) == [first.id, second.id]
+    assert store.read_oldest(10, before=START + 22) == [first.id, second.id]
     assert store.count_outermost() == 5
 
 

@@ -128,7 +128,7 @@ def logs(query: LogQuery) -> Query:
 def oldest(limit: int, before: int | None) -> Query:
     """Ids of outermost runs that have ended, as SQL: by the index of parents, which ends with the id."""
     # The second condition is the one that counts; the first keeps the walk over the index short.
-    created = "" if before is None else "AND created < ? AND ended < ? "
+    created = "" if before is None else "AND created < ? AND coalesce(ended, created) < ? "
     return (
         f"SELECT id FROM run WHERE parent_id IS NULL AND state >= {FIRST_FINAL} {created}ORDER BY id LIMIT ?",
         [limit] if before is None else [before, before, limit],
