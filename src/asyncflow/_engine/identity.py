@@ -5,7 +5,6 @@ Made before the body begins, because a body may change what it was given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import islice
 from types import FunctionType
 from typing import Any
@@ -24,24 +23,18 @@ _NEIGHBOURS = 4
 
 def identify(run: Run) -> None:
     """Digest what a run was given. One whose arguments cannot be digested is never answered from a record."""
-    given = _given(run)
-    if not given and run.run_key is None:
-        run.digest = _NOTHING
-    else:
+    spec, parent = run.spec, run.parent
+    # What calls that are counted in microseconds are given is mostly nothing.
+    if run.arguments or run.run_key is not None or type(spec.fn) is not FunctionType:
         try:
-            run.digest = digest(given, _salt(run.run_key), _as_recorded)
+            run.digest = digest(spec.keyed(run.arguments), _salt(run.run_key), _as_recorded)
         except NotDigestibleError as error:
             _say_once(run, error)
             return
-    parent = run.parent
+    else:
+        run.digest = _NOTHING
     if parent is not None and parent.children is not None and len(parent.children) > 1:
         _compare_with_neighbours(run, parent)
-
-
-def _given(run: Run) -> Mapping[str, Any]:
-    spec, given = run.spec, run.arguments
-    # Most calls that are counted in microseconds are given nothing.
-    return spec.keyed(given) if given or type(spec.fn) is not FunctionType else given
 
 
 def _salt(run_key: str | None) -> bytes:
@@ -75,7 +68,7 @@ def _compare_with_neighbours(run: Run, parent: Run) -> None:
     than its record does.
     """
     said = run.spec.said
-    if "exchangeable" in said or run.is_hosted:  # what a body submits comes in its order
+    if run.is_hosted or "exchangeable" in said:  # what a body submits comes in its order
         return
     children: Any = parent.children
     try:

@@ -67,7 +67,12 @@ class FileResults(ResultStore):
 
     def write(self, batch: Sequence[tuple[bytes, RunRow]]) -> list[RunRow]:
         """As the port says."""
-        return [row if row.result is None else self._written(root, row, row.result) for root, row in batch]
+        # Nearly all values are short enough to be left as they are at a glance.
+        short = -1 if self._codec is not None else MOST_IN_ROW // 4
+        return [
+            row if (text := row.result) is None or len(text) <= short else self._written(root, row, text)
+            for root, row in batch
+        ]
 
     def write_cached(self, row: CachedRow) -> CachedRow:
         """As the port says."""
