@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import pickle
 import sys
 import threading
@@ -31,6 +32,7 @@ from asyncflow import (
     detached,
     flow,
     rate_limit,
+    resume_flow_run,
     runtime,
     task,
     wait,
@@ -38,6 +40,7 @@ from asyncflow import (
 from asyncflow._limiter import Limiter
 from asyncflow._rows import STATE_CODES, STATE_TYPES, RunRow
 from asyncflow._run import Run
+from asyncflow.cache_policies import INPUTS
 from asyncflow.context import current_run
 from asyncflow.exceptions import RunCancelledError
 from asyncflow.runtime import HOME
@@ -369,6 +372,49 @@ async def leaves_things() -> int:
     return 1
 
 
+TURNS = itertools.count()
+
+
+@task(cache_policy=INPUTS)
+async def costly(number: int, turn: int) -> int:
+    return await quick(number)
+
+
+@task(cache_policy=INPUTS)
+def costly_in_thread(number: int, turn: int) -> int:
+    return number
+
+
+@flow
+async def remembered() -> list[int]:
+    """Values that several ask for at once, and one that is there already."""
+    turn = next(TURNS)
+    found = await together(*(costly(1, turn) for _ in range(3)), costly_in_thread.acall(2, turn), costly(3, turn))
+    waiting = [costly.submit(4, turn) for _ in range(3)]
+    waiting[0].cancel()  # another one leads
+    return [*found, await waiting[1], await waiting[2], await costly(1, turn)]
+
+
+HALF_DONE: list[Any] = []
+
+
+@flow
+async def half_done() -> list[int]:
+    HALF_DONE.append(runtime.flow_run.id)
+    found = await together(quick(0), in_thread.acall(1), nested(2))
+    if runtime.flow_run.run_count == 1:
+        raise LookupError("half done")
+    return [*found, await quick.submit(3)]
+
+
+async def resumed() -> list[int]:
+    """A run that fails, and is run again; then everything it did is found, and not done again."""
+    with contextlib.suppress(LookupError):
+        await half_done()
+    found: list[int] = await resume_flow_run(HALF_DONE[-1], flow=half_done)
+    return found
+
+
 def as_it_should(value: object) -> Callable[[Attempt], None]:
     """The caller's part and the record tell one story."""
 
@@ -419,6 +465,36 @@ async def test_a_flow_that_submits_cancelled_at_every_await(script: Any, value: 
     assert report.points >= 20
     cancelled = report.endings["RunCancelledError" if callable(how) else "cancelled"]
     assert cancelled >= 0.6 * sum(report.endings.values())
+
+
+@WAYS
+async def test_cached_values_at_every_await(how: Any) -> None:
+    with Runtime(store=MemoryStore()) as used:
+        report = await cancel_everywhere(
+            remembered, how=how, check=as_it_should([1, 1, 1, 2, 3, 4, 4, 1]), limit=POINTS
+        )
+        assert used.services is not None
+        assert (used.services.flights, used.services.leaders) == ({}, {})
+    assert report.points >= 10
+    assert report.endings["cancelled"] >= 0.6 * sum(report.endings.values())
+
+
+@WAYS
+async def test_a_resumed_run_cancelled_at_every_await(how: Any) -> None:
+    def check(attempt: Attempt) -> None:
+        assert OPENED.now == 0
+        if attempt.ending == "completed":
+            assert attempt.value == [0, 1, 2, 3]
+        if attempt.runs:
+            assert attempt.runs[0].state.is_final()
+            # Each call has one record, whatever became of it the first time.
+            assert len(attempt.runs) <= 1 + 4 + 3 + 1
+        assert attempt.ending == "completed" or attempt.point > 0
+
+    with Runtime(store=MemoryStore()):
+        report = await cancel_everywhere(resumed, how=how, check=check, limit=POINTS)
+    assert report.points >= 20
+    assert report.endings["cancelled"] >= 0.6 * sum(report.endings.values())
 
 
 @WAYS

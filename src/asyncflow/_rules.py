@@ -12,7 +12,7 @@ from asyncflow.error_records import error_summary
 from asyncflow.exceptions import IllegalTransitionError, StateNotFinalError
 from asyncflow.states import ABSENT, State, StateType, exception_for
 
-__all__ = ["TRANSITIONS", "Ending", "check_transition", "ending_of_error", "ending_of_value", "one_error"]
+__all__ = ["RESUMING", "TRANSITIONS", "Ending", "check_transition", "ending_of_error", "ending_of_value", "one_error"]
 
 _T = StateType
 TRANSITIONS: dict[StateType | None, frozenset[StateType]] = {
@@ -40,6 +40,10 @@ TRANSITIONS: dict[StateType | None, frozenset[StateType]] = {
 
 Pending goes straight to Completed for a cached value, to Failed for invalid parameters.
 """
+
+
+RESUMING = "Resuming"
+"""The name of the Pending state in which a run that had ended is opened again: the one way out of a final state."""
 
 
 def check_transition(before: StateType | None, after: StateType) -> None:

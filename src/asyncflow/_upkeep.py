@@ -71,7 +71,7 @@ class Sweeper:
         return self._is_shrinking or self._services.store.size() > limit
 
     def sweep(self) -> Swept:
-        """Delete a batch of runs; where there are none, expired cached values; else give a little space back.
+        """Delete a batch of runs; where there are none, old values and transactions; else give a little space back.
 
         Blocks. Space is given back last, because while runs are deleted new ones can use it.
         """
@@ -79,12 +79,14 @@ class Sweeper:
         swept = self.delete()
         if swept.has_more:
             return swept
-        cached = store.delete_cached(expired_at=microseconds_now(self._services))
-        if cached:
+        now = microseconds_now(self._services)
+        before = self._retention.before(now)
+        cached = store.delete_cached(expired_at=now, made_before=before)
+        if cached or (before is not None and store.delete_transactions(before)):
             return Swept([], cached, has_more=True)
-        before, self._left = self._left, store.give_back()
+        left, self._left = self._left, store.give_back()
         # What stays the same is what a reader keeps from being given back: not to be asked for without a pause.
-        has_more = 0 < self._left != before
+        has_more = 0 < self._left != left
         if not has_more:
             self._passed_over.clear()
         return Swept([], [], has_more)

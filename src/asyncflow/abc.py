@@ -271,8 +271,18 @@ class RunStore(ABC):
         """The ids of the outermost runs created first that have ended (before `before`, in microseconds)."""
 
     @abstractmethod
-    def delete_cached(self, expired_at: int | None = None, keys: Sequence[str] = ()) -> list[CachedRow]:
-        """Delete the cached values that had expired at a moment, and those under `keys`; gives them."""
+    def delete_cached(
+        self, expired_at: int | None = None, keys: Sequence[str] = (), *, made_before: int | None = None
+    ) -> list[CachedRow]:
+        """Delete cached values; gives them.
+
+        Those that had expired at a moment, those under `keys`, and of those that never expire the
+        ones made before a moment. Moments are in microseconds since 1970 UTC.
+        """
+
+    @abstractmethod
+    def delete_transactions(self, ended_before: int) -> int:
+        """Forget a batch of the transactions that ended before a moment, and their keys; gives how many."""
 
     @abstractmethod
     def give_back(self) -> int:

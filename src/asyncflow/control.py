@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 from uuid import UUID
 
 from asyncflow._backend.detect import host_here
 from asyncflow._cancellation import cancel, outermost_of
 from asyncflow._engine.declared import Declared
-from asyncflow._engine.resuming import claimed, run_again
+from asyncflow._engine.resuming import run_again, take_over
 from asyncflow._outcomes import wait_settled
 from asyncflow._rows import FLOW
 from asyncflow._run import Cause, Run
@@ -81,8 +80,7 @@ async def resume_flow_run(
         run_id = parse_id(flow_run_id)
     except (ValueError, AttributeError, TypeError):
         raise RunNotFoundError(flow_run_id) from None
-    host = host_here(services.clock)
-    claim = await host.run_blocking(partial(claimed, services, run_id, flow, parameters or {}))
+    claim = await take_over(services, run_id, flow, parameters or {})
     return await run_again(services, claim, return_state)
 
 

@@ -123,7 +123,9 @@ class Declaration(Generic[P, R_co]):
     @overload
     def __call__(self, /, *args: Any, wait_for: Any, **kwargs: Any) -> R_co: ...
     @overload
-    def __call__(self, /, *args: Any, run_key: str, **kwargs: Any) -> R_co: ...
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, /, *args: Any, run_key: str, **kwargs: Any
+    ) -> R_co: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run it, like the function: gives the value (sync) or a coroutine (async), or a stream of a generator's items.
 

@@ -142,10 +142,16 @@ class Stores(RuleBasedStateMachine):
         row = CachedRow(key, "t", new_id(), now, None if ttl is None else now + ttl, "1", None)
         self.both(lambda store: store.write_cached(row))
 
-    @rule(is_expired=st.booleans(), keys=st.lists(st.sampled_from(KEYS), max_size=2))
-    def clear(self, is_expired: bool, keys: list[str]) -> None:
+    @rule(is_expired=st.booleans(), is_old=st.booleans(), keys=st.lists(st.sampled_from(KEYS), max_size=2))
+    def clear(self, is_expired: bool, is_old: bool, keys: list[str]) -> None:
         at = self.tick() if is_expired else None
-        self.both(lambda store: [row[:5] for row in store.delete_cached(at, keys)])
+        before = self.tick() if is_old else None
+        self.both(lambda store: [row[:5] for row in store.delete_cached(at, keys, made_before=before)])
+
+    @rule()
+    def forget(self) -> None:
+        before = self.tick()
+        self.both(lambda store: store.delete_transactions(before))
 
     @rule(
         which=picks,

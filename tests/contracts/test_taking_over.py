@@ -251,7 +251,24 @@ def test_expired_and_named_values_are_deleted_and_given(store: RunStore) -> None
     assert [row.key for row in store.delete_cached(LATER + 9, keys=["b"])] == ["b"]
 
 
+def test_values_that_never_expire_are_deleted_by_their_age(store: RunStore) -> None:
+    for key, created, expires in (("a", START, None), ("b", START + 5, None), ("c", START, LATER)):
+        store.write_cached(cached(key, expires=expires)._replace(created=created))
+    assert [row.key for row in store.delete_cached(made_before=START + 5)] == ["a"]
+    assert [row.key for row in store.delete_cached(LATER, made_before=LATER)] == ["b", "c"]
+
+
 # --- transactions ----------------------------------------------------------------------------
+
+
+def test_old_transactions_are_forgotten_unless_they_are_open(store: RunStore) -> None:
+    store.write_transaction(going_on := open_transaction(store))
+    store.write_transaction(old := open_transaction(store, key="old", state=COMMITTED, ended=START + 1))
+    store.write_transaction(young := open_transaction(store, key="young", state=ROLLED_BACK, ended=START + 9))
+    assert store.delete_transactions(START + 9) == 1
+    assert store.read_transactions(key=old.key) == []
+    assert {row.id for row in store.read_transactions()} == {going_on.id, young.id}
+    assert store.delete_transactions(START + 9) == 0
 
 
 def open_transaction(store: RunStore, **columns: Any) -> TransactionRow:

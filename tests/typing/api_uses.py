@@ -16,7 +16,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from datetime import timedelta
 from typing import Any, TypeVar, assert_type
 
-from asyncflow import Flow, State, Task, flow, task
+from asyncflow import Flow, NoKey, State, Task, Transaction, flow, task, transaction
+from asyncflow.cache_policies import INPUTS, RUN_ID
 
 X = TypeVar("X")
 
@@ -324,3 +325,38 @@ def map_streams_in_sync_code() -> None:
         assert_type(state, State[int])
     with fetch.map_stream(["a"], limit=8) as results:
         assert_type(list(results), list[bytes])
+
+
+class Client:
+    name: str = ""
+
+
+@task(cache_policy=INPUTS - "client" + RUN_ID, cache_expiration=timedelta(hours=1))
+async def page_of(client: NoKey[Client], number: int) -> str:
+    assert_type(client, Client)
+    return client.name * number
+
+
+@page_of.on_rollback
+async def take_back(txn: Transaction) -> None: ...
+
+
+@page_of.on_commit
+def announce(txn: Transaction) -> None: ...
+
+
+async def resuming() -> None:
+    assert_type(await page_of(Client(), 1), str)
+    assert_type(await fetch("a", run_key="first"), bytes)
+    assert_type(parse(b"a", run_key="first"), list[str])
+    assert_type(await parse.acall(b"a", run_key="first"), list[str])
+    assert_type(await fetch.submit("a", run_key="first"), bytes)
+    assert_type(await take_back(transaction()), None)
+    async with transaction(key="nightly", isolation="serializable") as txn:
+        assert_type(txn, Transaction)
+    with transaction() as plain:
+        assert_type(plain.is_committed(), bool)
+
+    await page_of(1, 1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    task(power, cache_policy="inputs")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    flow(power, resume="always")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]

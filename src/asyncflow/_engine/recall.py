@@ -10,7 +10,7 @@ import orjson
 from asyncflow._engine.reaching import reachably
 from asyncflow._past import Past
 from asyncflow._rows import STATE_CODES, RunRow
-from asyncflow._rules import Ending
+from asyncflow._rules import RESUMING, Ending
 from asyncflow._run import Run
 from asyncflow.exceptions import AsyncflowError, CodecError
 from asyncflow.logs import library_logger
@@ -77,7 +77,7 @@ def _reopen(run: Run, row: RunRow) -> None:
     run.adopt(row)
     if row.state == _FAILED or row.state == _COMPLETED:
         run.spent = row.run_count  # it had its attempts, to the end
-    run.enter(StateType.PENDING, run.services.clock.now(), name="Resuming")
+    run.enter(StateType.PENDING, run.services.clock.now(), name=RESUMING)
 
 
 async def _remember_children(run: Run) -> None:

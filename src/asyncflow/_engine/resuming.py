@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextvars import copy_context
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
 
+from asyncflow._backend.detect import host_here
 from asyncflow._engine.calls import deliver, make_outermost
 from asyncflow._engine.declared import Declared, find_declared
+from asyncflow._engine.endings import finish
 from asyncflow._engine.execution import execute
 from asyncflow._engine.preparation import join_parent
 from asyncflow._engine.submission import begin_hosted
 from asyncflow._past import Past
+from asyncflow._recorded import ENDING
 from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES, RunRow, state_of
+from asyncflow._rules import Ending
 from asyncflow._run import Run
 from asyncflow._services import Services
 from asyncflow.context import current_run, detached
@@ -23,7 +28,7 @@ from asyncflow.exceptions import CannotResumeError, RunNotFoundError
 from asyncflow.logs import library_logger
 from asyncflow.states import StateType
 
-__all__ = ["Claimed", "claim_interrupted", "claimed", "run_again", "start_again"]
+__all__ = ["Claimed", "claim_interrupted", "run_again", "start_again", "take_over"]
 
 _COMPLETED = STATE_CODES[StateType.COMPLETED]
 _FAILED = STATE_CODES[StateType.FAILED]
@@ -40,6 +45,45 @@ class Claimed(NamedTuple):
     flow: Declared
     arguments: dict[str, Any]
     children: list[RunRow]
+
+
+async def take_over(services: Services, run_id: bytes, flow: Declared | None, parameters: Mapping[str, Any]) -> Claimed:
+    """`claimed`, where it blocks no loop. A caller that is cancelled meanwhile leaves the run Cancelled, not open."""
+    taking = _Taking(services)
+    try:
+        return await host_here(services.clock).run_blocking(partial(taking.take, run_id, flow, parameters))
+    except BaseException:
+        taking.abandon()
+        raise
+
+
+class _Taking:
+    """One claim that a thread makes and a task waits for; the task may be gone before the thread is done."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._claim: Claimed | None = None
+        self._is_wanted = True
+
+    def take(self, run_id: bytes, flow: Declared | None, parameters: Mapping[str, Any]) -> Claimed:
+        claim = claimed(self._services, run_id, flow, parameters)
+        with ENDING:
+            self._claim = claim
+            is_wanted = self._is_wanted
+        if not is_wanted:
+            self._leave(claim)
+        return claim
+
+    def abandon(self) -> None:
+        with ENDING:
+            self._is_wanted = False
+            claim = self._claim
+        if claim is not None:
+            self._leave(claim)
+
+    def _leave(self, claim: Claimed) -> None:
+        message = "cancelled by its caller before it went on"
+        finish(_run_of(self._services, claim), Ending(type=StateType.CANCELLED, message=message))
 
 
 def claimed(services: Services, run_id: bytes, flow: Declared | None, parameters: Mapping[str, Any]) -> Claimed:

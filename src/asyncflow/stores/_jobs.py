@@ -28,6 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 VACUUM_PAGES = 128
+BATCH = 1000
 """Pages given back to the disk at a time: a millisecond, but each waits for the GIL."""
 
 _OPEN = f"state < {FIRST_FINAL} AND NOT (state = {PAUSED} AND state_name IS '{WAITING}')"
@@ -125,15 +126,17 @@ def delete_cached(
     connection: sqlite3.Connection,
     expired_at: int | None,
     keys: Sequence[str],
+    made_before: int | None,
     delete_files: Callable[[Sequence[CachedRow]], None],
 ) -> list[CachedRow]:
     """As the port says."""
     with transaction(connection):
         found: dict[str, CachedRow] = {}
-        if expired_at is not None:
-            for row in _rows(connection, f"SELECT {queries.CACHED} FROM cache WHERE expires <= ?", [expired_at]):
-                found[row[0]] = CachedRow._make(row)
-            connection.execute("DELETE FROM cache WHERE expires <= ?", [expired_at])
+        for condition, moment in (("expires <= ?", expired_at), ("expires IS NULL AND created < ?", made_before)):
+            if moment is not None:
+                for row in _rows(connection, f"SELECT {queries.CACHED} FROM cache WHERE {condition}", [moment]):
+                    found[row[0]] = CachedRow._make(row)
+                connection.execute(f"DELETE FROM cache WHERE {condition}", [moment])
         for chunk in _chunks([storable(key) for key in keys]):
             marks = _marks(chunk)
             for row in _rows(connection, f"SELECT {queries.CACHED} FROM cache WHERE key IN ({marks})", chunk):
@@ -143,6 +146,13 @@ def delete_cached(
         if deleted:
             delete_files(deleted)
         return deleted
+
+
+def delete_transactions(connection: sqlite3.Connection, ended_before: int) -> int:
+    """As the port says."""
+    with transaction(connection):
+        old = f"SELECT id FROM txn WHERE state <> {ACTIVE} AND ended < ? ORDER BY id LIMIT {BATCH}"
+        return connection.execute(f"DELETE FROM txn WHERE id IN ({old})", [ended_before]).rowcount
 
 
 def write_transaction(connection: sqlite3.Connection, row: TransactionRow, rolled_back: Sequence[bytes]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES, RunRow, moved, states_of
+from asyncflow._rules import RESUMING
 from asyncflow.states import StateType
 
 __all__ = [
@@ -52,7 +53,7 @@ def ended(row: RunRow, now: int, owner: int, why: str) -> RunRow:
 
 def resuming(row: RunRow, now: int, owner: int) -> RunRow:
     """`row`, which nobody runs, as its new `owner` records it before running it again."""
-    return moved(row, StateType.PENDING, now, name="Resuming")._replace(owner=owner)
+    return moved(row, StateType.PENDING, now, name=RESUMING)._replace(owner=owner)
 
 
 def stand_in_resuming(row: RunRow, flow: RunRow, now: int) -> RunRow:

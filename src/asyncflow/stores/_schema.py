@@ -134,7 +134,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             key TEXT NOT NULL PRIMARY KEY, task TEXT, run_id BLOB,
             created INTEGER, expires INTEGER, result TEXT, result_file TEXT
         ) WITHOUT ROWID""",
-        "CREATE INDEX cache_expiring ON cache (expires) WHERE expires IS NOT NULL",
+        "CREATE INDEX cache_expiring ON cache (expires, created)",
         """CREATE TABLE txn (
             id BLOB NOT NULL PRIMARY KEY, key TEXT, run_id BLOB, state INTEGER,
             created INTEGER, ended INTEGER, owner INTEGER, data TEXT, hooks TEXT

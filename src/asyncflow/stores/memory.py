@@ -160,14 +160,30 @@ class MemoryStore(RunStore):
             kept = CachedRow._make(map(storable, row))
             self._cached[kept.key] = kept
 
-    def delete_cached(self, expired_at: int | None = None, keys: Sequence[str] = ()) -> list[CachedRow]:
+    def delete_cached(
+        self, expired_at: int | None = None, keys: Sequence[str] = (), *, made_before: int | None = None
+    ) -> list[CachedRow]:
         self._check()
         with self._lock:
             doomed = {storable(key) for key in keys}
             if expired_at is not None:
                 kept = self._cached.values()
                 doomed |= {row.key for row in kept if row.expires is not None and row.expires <= expired_at}
+            if made_before is not None:
+                kept = self._cached.values()
+                doomed |= {row.key for row in kept if row.expires is None and row.created < made_before}
             return [self._cached.pop(key) for key in sorted(doomed & self._cached.keys())]
+
+    def delete_transactions(self, ended_before: int) -> int:
+        self._check()
+        with self._lock:
+            known = self._transactions
+            old = [
+                row.id for row in known.values() if row.state != ACTIVE and (row.ended or ended_before) < ended_before
+            ]
+            for each in old:
+                del known[each]
+            return len(old)
 
     def write_transaction(self, row: TransactionRow, rolled_back: Sequence[bytes] = ()) -> None:
         self._check()

@@ -244,13 +244,20 @@ class SQLiteStore(RunStore):
 
         return self._call("deleting runs", delete)
 
-    def delete_cached(self, expired_at: int | None = None, keys: Sequence[str] = ()) -> list[CachedRow]:
+    def delete_cached(
+        self, expired_at: int | None = None, keys: Sequence[str] = (), *, made_before: int | None = None
+    ) -> list[CachedRow]:
         def delete_files(rows: Sequence[CachedRow]) -> None:
             self._results.delete((), rows)
 
         return self._call(
             "deleting cached values",
-            lambda connection: jobs.delete_cached(connection, expired_at, keys, delete_files),
+            lambda connection: jobs.delete_cached(connection, expired_at, keys, made_before, delete_files),
+        )
+
+    def delete_transactions(self, ended_before: int) -> int:
+        return self._call(
+            "forgetting transactions", lambda connection: jobs.delete_transactions(connection, ended_before)
         )
 
     def give_back(self) -> int:

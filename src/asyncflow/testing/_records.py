@@ -18,7 +18,7 @@ from asyncflow._rows import (
     states_of,
     task_run_of,
 )
-from asyncflow._rules import TRANSITIONS
+from asyncflow._rules import RESUMING, TRANSITIONS
 from asyncflow.abc import RunQuery, RunStore
 from asyncflow.runs import FlowRun, TaskRun
 from asyncflow.states import StateType
@@ -75,9 +75,11 @@ def _problems(row: RunRow, known: dict[bytes, RunRow], may_crash: set[str]) -> I
     if row.state == _CRASHED and row.function not in may_crash:
         yield f"is Crashed: {row.message}"
     states = states_of(row)
-    for before, after in pairwise([None, *(state.type for state in states)]):
-        if after not in TRANSITIONS[before]:
-            yield f"went from {before or 'nothing'} to {after}"
+    for before, after in pairwise(states):
+        if after.type not in TRANSITIONS[before.type] and after.name != RESUMING:
+            yield f"went from {before} to {after}"
+    if states[0].type not in TRANSITIONS[None]:
+        yield f"began with {states[0]}"
     if any(later.timestamp < earlier.timestamp for earlier, later in pairwise(states)):
         yield "has states whose times go back"
     parent = known.get(row.parent_id) if row.parent_id is not None else None
