@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import CommandLine
+from tests.conftest import RunPython
 
 FAN_OUT = f"{Path(__file__).parent.parent / 'examples' / 'fan_out.py'}:fan_out"
 
@@ -60,3 +61,14 @@ def test_ctrl_c_leaves_no_run_of_fan_out_open(tmp_path: Path, home: Path) -> Non
     tasks = counted(home, "task_runs")
     assert set(tasks) == {"COMPLETED", "FAILED", "CANCELLED"}
     assert 1 <= tasks["CANCELLED"] <= 20  # those in flight, no more
+
+
+def test_the_power_cut_bills_nobody_twice_but_who_it_hit(run_python: RunPython, home: Path) -> None:
+    example = Path(FAN_OUT).parent / "power_cut.py"
+    first = run_python(example, check=False)
+    assert first.returncode == -signal.SIGKILL
+    second = run_python(example)
+    assert second.stdout == "billed Dora 12.00\nbilled Eden 12.00\nbilled Finn 12.00\nall are billed\n"
+    assert counted(home, "task_runs") == {"COMPLETED": 6}
+    third = run_python(example)  # there is nothing left to do
+    assert third.stdout == "all are billed\n"
