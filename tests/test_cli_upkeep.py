@@ -426,12 +426,12 @@ def test_gc_gives_the_space_back(asyncflow: CommandLine) -> None:
 
 def test_gc_deletes_cached_values_that_have_expired(asyncflow: CommandLine) -> None:
     code = (
-        "import os\n"
+        "import time\n"
         "from asyncflow._rows import CachedRow\n"
         "from asyncflow.runtime import HOME\n"
         "store = HOME.open_default().store\n"
         "store.write_cached(CachedRow('a', 'task', bytes(16), 1, 2, '1', None))\n"
-        "store.write_cached(CachedRow('b', 'task', bytes(16), 1, None, '1', None))\n"
+        "store.write_cached(CachedRow('b', 'task', bytes(16), time.time_ns() // 1000, None, '1', None))\n"
     )
     env = {**os.environ, "ASYNCFLOW_UPKEEP_SECONDS": "1000"}
     subprocess.run([sys.executable, "-c", code], cwd=asyncflow.folder, env=env, check=True, timeout=50)

@@ -442,7 +442,7 @@ def recording() -> Iterator[MemoryStore]:
 LOOPS = [pytest.param(JumpingLoop, id="asyncio")]
 if sys.version_info >= (3, 12):
     LOOPS.append(pytest.param(eager_jumping_loop, id="asyncio-eager"))
-TRIES = 3
+TRIES = 12
 """Of a program that went differently: a run gives way to others every 5 ms of real time, which shifts a turn."""
 
 

@@ -174,7 +174,7 @@ async def test_the_run_count_follows_the_attempts() -> None:
         raise ValueError
 
     await main(return_state=True)
-    assert seen == [1, 10, 20, 2, 10, 20, 3, 10, 20]
+    assert seen == [1, 10, 20, 2, 30, 40, 3, 50, 60]  # the same task run: its attempts are counted on
 
 
 async def test_what_a_caller_does_to_the_parameters_it_was_shown_stays_with_it() -> None:
