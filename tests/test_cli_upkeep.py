@@ -429,7 +429,7 @@ def test_gc_deletes_cached_values_that_have_expired(asyncflow: CommandLine) -> N
         "import time\n"
         "from asyncflow._rows import CachedRow\n"
         "from asyncflow.runtime import HOME\n"
-        "store = HOME.open_default().store\n"
+        "store = HOME.open_default(upkeep=False).store\n"
         "store.write_cached(CachedRow('a', 'task', bytes(16), 1, 2, '1', None))\n"
         "store.write_cached(CachedRow('b', 'task', bytes(16), time.time_ns() // 1000, None, '1', None))\n"
     )
