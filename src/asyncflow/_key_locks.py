@@ -16,7 +16,6 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +114,8 @@ class KeyLocks:
     # --- among processes
 
     def _path(self, key: str) -> Path:
+        from hashlib import sha256  # at first use, as in `asyncflow.digests`
+
         assert self._folder is not None
         return self._folder / f"key-{sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()}.lock"
 

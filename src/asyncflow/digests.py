@@ -15,8 +15,7 @@ JSON has it (at C speed), and everything else (walked in Python, typed). Each be
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from hashlib import blake2b
+from functools import cache, partial
 from itertools import chain
 from math import isfinite
 from typing import Any
@@ -32,7 +31,6 @@ __all__ = ["digest"]
 
 SIZE = 16
 MAX_DEPTH = 250
-_SCALARS_ONLY = blake2b(b"s", digest_size=SIZE)
 
 _SHORT = frozenset({bool, float, type(None)})
 _LONG = 10**600  # Python writes at least so many digits, however it is set up
@@ -63,7 +61,7 @@ def digest(value: Mapping[str, Any], salt: bytes = b"", stand_in: Callable[[str,
     else:
         # Escaped, because `repr` goes by the Unicode tables of its Python.
         text = ascii(dict(value) if len(value) == 1 else dict(sorted(value.items())))
-        hasher = _SCALARS_ONLY.copy()  # a third of what making one takes
+        hasher = _of_scalars_only().copy()  # a third of what making one takes
         hasher.update(b"%d:%b%b" % (len(salt), salt, text.encode()))
         return hasher.digest()
     return _digest_any(value, salt, stand_in)
@@ -77,7 +75,16 @@ def _digest_any(value: Mapping[str, Any], salt: bytes, stand_in: Callable[[str, 
     for name in sorted(value):
         encoded_name = name.encode("utf-8", "surrogatepass")
         parts += (b"%d:" % len(encoded_name), encoded_name, _argument(name or "self", value[name], stand_in))
+    from hashlib import blake2b  # as below
+
     return blake2b(b"".join(parts), digest_size=SIZE).digest()
+
+
+@cache
+def _of_scalars_only() -> Any:
+    from hashlib import blake2b  # at first use: it loads OpenSSL, which takes as long as a tenth of all of asyncflow
+
+    return blake2b(b"s", digest_size=SIZE)
 
 
 def _argument(name: str, value: object, stand_in: Callable[[str, Any], Any] | None) -> bytes:
