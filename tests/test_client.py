@@ -30,7 +30,14 @@ from asyncflow import (
     tags,
     task,
 )
-from asyncflow.exceptions import HomeError, MissingResultError, OptionError, RunNotFoundError, RuntimeClosedError
+from asyncflow.exceptions import (
+    CannotDeleteRunError,
+    HomeError,
+    MissingResultError,
+    OptionError,
+    RunNotFoundError,
+    RuntimeClosedError,
+)
 from asyncflow.stores.memory import MemoryStore
 from tests.conftest import Backend
 
@@ -512,3 +519,46 @@ def test_a_loop_that_is_closed_in_the_middle_leaves_no_run_open() -> None:
 
     (run,) = asyncio.run(look())
     assert run.state.is_cancelled()
+
+
+async def test_a_flow_run_is_deleted_with_all_that_belongs_to_it(home: Path) -> None:
+    @task
+    async def large() -> str:
+        get_run_logger().warning("said")
+        return "x" * 100_000
+
+    @flow
+    async def part() -> str:
+        return await large()
+
+    @flow
+    async def whole() -> str:
+        return await part()
+
+    await whole()
+    client = get_client()
+    [inner, outer] = await client.read_flow_runs()
+    with pytest.raises(CannotDeleteRunError, match="a part of another run"):
+        await client.delete_flow_run(inner.id)
+    assert list((home / "results").iterdir()) != []
+    await client.delete_flow_run(outer.id)
+    assert await client.read_flow_runs() == []
+    assert await client.read_task_runs() == []
+    assert [path for path in (home / "results").iterdir() if path.name != "cache"] == []
+    with pytest.raises(RunNotFoundError):
+        await client.delete_flow_run(outer.id)
+
+
+async def test_a_flow_run_that_goes_on_is_not_deleted() -> None:
+    ids: list[Any] = []
+
+    @flow
+    async def main() -> None:
+        ids.append(runtime.flow_run.id)
+        while not await get_client().read_flow_runs():  # until it is on record
+            await anyio.sleep(0.001)
+        with pytest.raises(CannotDeleteRunError, match="has not ended"):
+            await get_client().delete_flow_run(ids[0])
+
+    await main()
+    await get_client().delete_flow_run(ids[0])

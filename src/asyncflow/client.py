@@ -1,8 +1,8 @@
-"""Reading what a runtime has recorded."""
+"""Reading what a runtime has recorded, running it again, deleting it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -10,11 +10,13 @@ from uuid import UUID
 
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
+from asyncflow._engine.declared import Declared
+from asyncflow._engine.resuming import run_again, take_over
 from asyncflow._rows import FLOW, STAND_IN, TASK, RunRow, flow_run_of, log_record_of, states_of, task_run_of
 from asyncflow._services import Services
 from asyncflow.abc import LogQuery, RunQuery
 from asyncflow.clock import SystemClock
-from asyncflow.exceptions import MissingResultError, OptionError, RunNotFoundError
+from asyncflow.exceptions import CannotDeleteRunError, MissingResultError, OptionError, RunNotFoundError
 from asyncflow.ids import parse_id
 from asyncflow.runs import FlowRun, LogRecord, TaskRun
 from asyncflow.runtime import HOME, Runtime
@@ -37,7 +39,9 @@ def get_client(runtime: Runtime | None = None) -> Client:
 
 
 class Client:
-    """Queries over a runtime's store. Ids are accepted as `UUID` or text; an unknown one is `RunNotFoundError`.
+    """Queries and control over a runtime's store.
+
+    Ids are accepted as `UUID` or text; an unknown one is `RunNotFoundError`.
 
     Every method reads in a worker thread. What an awaited outermost run recorded is there to be
     read; runs that go on are shown as of a few milliseconds ago.
@@ -180,6 +184,38 @@ class Client:
         if text is None:
             raise MissingResultError(run_id, _why_missing(row))
         return decode(text)
+
+    async def resume_flow_run(
+        self,
+        flow_run_id: UUID | str,
+        *,
+        flow: Declared | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        return_state: bool = False,
+    ) -> Any:
+        """Run a flow run again that did not complete; see `asyncflow.resume_flow_run`."""
+        services = await self.services()
+        claim = await take_over(services, _required_id(flow_run_id), flow, parameters or {})
+        return await run_again(services, claim, return_state)
+
+    async def delete_flow_run(self, flow_run_id: UUID | str) -> None:
+        """Delete an outermost flow run that has ended: with all below it, its logs and its result files.
+
+        Raises `CannotDeleteRunError` for one that goes on, or that is a part of another run.
+        """
+        row = await self._row(flow_run_id, _FLOWS)
+        services = await self.services()
+        if row.parent_id is not None:
+            raise CannotDeleteRunError(flow_run_id, "it is a part of another run; delete that one")
+
+        def delete() -> bool:
+            gone = services.store.delete_runs([row.id])
+            if services.results is not None:
+                services.results.delete(gone)
+            return bool(gone)
+
+        if not await self._host().run_blocking(delete):
+            raise CannotDeleteRunError(flow_run_id, "it, or a run below it, has not ended")
 
     async def _row(self, run_id: UUID | str, kinds: frozenset[int]) -> RunRow:
         row = await self._read(lambda services: services.store.read_run(_required_id(run_id)))

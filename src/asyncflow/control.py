@@ -9,13 +9,12 @@ from uuid import UUID
 from asyncflow._backend.detect import host_here
 from asyncflow._cancellation import cancel, outermost_of
 from asyncflow._engine.declared import Declared
-from asyncflow._engine.resuming import run_again, take_over
 from asyncflow._outcomes import wait_settled
 from asyncflow._rows import FLOW
 from asyncflow._run import Cause, Run
 from asyncflow.client import Client
 from asyncflow.context import current_run
-from asyncflow.exceptions import CannotCancelNestedRunError, RunElsewhereError, RunNotFoundError
+from asyncflow.exceptions import CannotCancelNestedRunError, RunElsewhereError
 from asyncflow.ids import parse_id
 from asyncflow.runtime import HOME
 from asyncflow.states import State
@@ -75,13 +74,8 @@ async def resume_flow_run(
 
     Raises `CannotResumeError`, which says why and what to do, and `RunNotFoundError`.
     """
-    services = await (client or Client()).services()
-    try:
-        run_id = parse_id(flow_run_id)
-    except (ValueError, AttributeError, TypeError):
-        raise RunNotFoundError(flow_run_id) from None
-    claim = await take_over(services, run_id, flow, parameters or {})
-    return await run_again(services, claim, return_state)
+    client = client or Client()
+    return await client.resume_flow_run(flow_run_id, flow=flow, parameters=parameters, return_state=return_state)
 
 
 def _find(flow_run_id: UUID | str) -> Run | None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from itertools import chain
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -26,6 +26,9 @@ from asyncflow._digest_forms import MAX_ITEMS, MAX_TEXT, SCALARS, Refused, form_
 from asyncflow.error_records import error_summary
 from asyncflow.exceptions import NotDigestibleError, NotJSONError
 from asyncflow.previews import preview
+
+if TYPE_CHECKING:
+    from hashlib import blake2b
 
 __all__ = ["digest"]
 
@@ -61,7 +64,7 @@ def digest(value: Mapping[str, Any], salt: bytes = b"", stand_in: Callable[[str,
     else:
         # Escaped, because `repr` goes by the Unicode tables of its Python.
         text = ascii(dict(value) if len(value) == 1 else dict(sorted(value.items())))
-        hasher = _of_scalars_only().copy()  # a third of what making one takes
+        hasher: blake2b = _of_scalars_only().copy()  # a third of what making one takes
         hasher.update(b"%d:%b%b" % (len(salt), salt, text.encode()))
         return hasher.digest()
     return _digest_any(value, salt, stand_in)
@@ -81,7 +84,7 @@ def _digest_any(value: Mapping[str, Any], salt: bytes, stand_in: Callable[[str, 
 
 
 @cache
-def _of_scalars_only() -> Any:
+def _of_scalars_only() -> blake2b:
     from hashlib import blake2b  # at first use: it loads OpenSSL, which takes as long as a tenth of all of asyncflow
 
     return blake2b(b"s", digest_size=SIZE)

@@ -15,21 +15,13 @@ from asyncflow._upkeep import Sweeper, delete_batch, hooks_of, interruption, mic
 from asyncflow.cli.home import Home, open_recorded, row_of
 from asyncflow.cli.output import UsageError, json_text, write_data
 from asyncflow.cli.words import AsJSON, bytes_of, count_of, length_of, states_of
-from asyncflow.exceptions import AsyncflowError
+from asyncflow.exceptions import CannotDeleteRunError
 from asyncflow.runtime import HOME
 
-__all__ = ["CannotDeleteError", "gc", "reap", "rm"]
+__all__ = ["gc", "reap", "rm"]
 
 _ALL = 2**62
-OlderThan = Annotated[str | None, Parameter(help="Runs that began so long ago: 90s, 15m, 2h, 30d, 4w.")]
-
-
-class CannotDeleteError(AsyncflowError):
-    """A run was to be deleted that goes on, or that is a part of another one."""
-
-    def __init__(self, run_id: str, why: str) -> None:
-        self.run_id = run_id
-        super().__init__(f"run {run_id} cannot be deleted: {why}. Nothing was deleted")
+OlderThan = Annotated[str | None, Parameter(help="Runs that ended so long ago: 90s, 15m, 2h, 30d, 4w.")]
 
 
 # --- asyncflow runs reap ---------------------------------------------------------------------
@@ -101,12 +93,12 @@ def rm(
 def _deletable(services: Services, run_id: str) -> bytes:
     row = row_of(services, run_id)
     if row.parent_id is not None:
-        raise CannotDeleteError(
+        raise CannotDeleteRunError(
             run_id, f"it is a part of run {UUID(bytes=_root_of(services, row).id)}; delete that one"
         )
     if row.state < FIRST_FINAL:
         hint = "cancel it first, or, if its process has died, let `asyncflow runs reap` end it"
-        raise CannotDeleteError(run_id, f"it has not ended (it is {state_of(row).name}); {hint}")
+        raise CannotDeleteRunError(run_id, f"it has not ended (it is {state_of(row).name}); {hint}")
     return row.id
 
 

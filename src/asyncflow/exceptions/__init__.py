@@ -41,6 +41,7 @@ from asyncflow.exceptions.home import (
 )
 from asyncflow.exceptions.runs import (
     CannotCancelNestedRunError,
+    CannotDeleteRunError,
     CannotResumeError,
     CrashedRunError,
     FailedRunError,
@@ -60,6 +61,7 @@ from asyncflow.exceptions.runs import (
 __all__ = [
     "AsyncflowError",
     "CannotCancelNestedRunError",
+    "CannotDeleteRunError",
     "CannotResumeError",
     "CodecError",
     "CrashedRunError",

@@ -8,6 +8,7 @@ from asyncflow.exceptions.base import AsyncflowError, StateError
 
 __all__ = [
     "CannotCancelNestedRunError",
+    "CannotDeleteRunError",
     "CannotResumeError",
     "CrashedRunError",
     "FailedRunError",
@@ -137,6 +138,15 @@ class RunElsewhereError(AsyncflowError):
         self.run_id: str = str(run_id)
         self.state = state
         super().__init__(f"run {self.run_id} is {state}, and not in this process: cancel it in the process it runs in")
+
+
+class CannotDeleteRunError(AsyncflowError):
+    """A run was to be deleted that goes on, or that is a part of another one. Nothing was deleted."""
+
+    def __init__(self, run_id: object, why: str) -> None:
+        self.run_id: str = str(run_id)
+        self.why = why
+        super().__init__(f"run {self.run_id} cannot be deleted: {why}. Nothing was deleted")
 
 
 class CannotResumeError(AsyncflowError):
