@@ -1015,3 +1015,17 @@ async def test_what_is_no_longer_needed_is_let_go() -> None:
     assert len(kept) == 1
     services = services_of_the_default()
     assert (services.flights, services.leaders) == ({}, {})
+
+
+async def test_a_key_may_be_a_file_name_that_is_not_unicode() -> None:
+    @task(cache_key_fn=lambda _, arguments: arguments["path"], tags=["caf\udce9"], version="\udce9")
+    async def size_of(path: str) -> int:
+        return len(path)
+
+    @flow
+    async def main() -> list[int]:
+        return [await size_of("caf\udce9"), await size_of("caf\udce9")]
+
+    assert await main() == [4, 4]
+    names = {each.state.name for each in await get_client().read_task_runs()}
+    assert names == {"Completed", "Cached"}

@@ -7,7 +7,7 @@ import gc
 import random
 import signal
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -22,13 +22,16 @@ from asyncflow import (
     Flow,
     NoKey,
     Runtime,
+    Transaction,
     cancel_flow_run,
     flow,
     get_client,
     resume_flow_run,
     runtime,
     task,
+    transaction,
 )
+from asyncflow.cache_policies import INPUTS
 from asyncflow.exceptions import CannotResumeError, OptionError, RunNotFoundError
 from tests.conftest import RunPython
 
@@ -938,3 +941,96 @@ def test_a_run_of_a_killed_process_is_resumed_by_its_id(run_python: RunPython, t
     )
     assert done.stdout == "10\n"
     assert (tmp_path / "executed").read_text().split() == ["0", "1", "2", "3", "3", "4"]
+
+
+# --- beside the cache, transactions and generators ------------------------------------------------
+
+
+async def test_a_value_that_came_from_the_cache_is_found_too(ran: Executions) -> None:
+    @task(cache_policy=INPUTS)
+    async def price(item: str) -> int:
+        ran(item)
+        return ran.count[item]
+
+    @flow
+    async def warm() -> int:
+        return await price("tea")
+
+    @flow
+    async def order() -> int:
+        found = await price("tea")
+        ran("end")
+        return found
+
+    await warm()
+    ran.broken = {"end"}
+    run_id = await failed_id(order)
+    ran.broken = set()
+    await price.with_options(refresh_cache=True)("tea")  # now it is another one
+    assert await resume_flow_run(run_id) == 1
+    assert ran.count == {"tea": 2, "end": 2}
+    [record] = await get_client().read_task_runs(flow_run_id=run_id)
+    assert record.state.name == "Cached"
+
+
+@pytest.mark.parametrize("ends", ["committed", "rolled back"])
+async def test_hooks_of_a_transaction_are_called_once_in_all_lives(ran: Executions, ends: str) -> None:
+    called: list[str] = []
+
+    @task
+    async def take(number: int) -> int:
+        ran(number)
+        return number
+
+    @take.on_commit
+    async def confirm(_: Transaction) -> None:
+        called.append("confirm")
+
+    @take.on_rollback
+    def give_back(_: Transaction) -> None:
+        called.append("give back")
+
+    @flow
+    async def order() -> None:
+        async with transaction():
+            await take(1)
+            if ends == "rolled back":
+                ran("inside")
+        ran("end")
+
+    ran.broken = {"inside", "end"}
+    run_id = await failed_id(order)
+    ran.broken = set()
+    await resume_flow_run(run_id)
+    if ends == "committed":
+        assert called == ["confirm"]
+        assert ran.count[1] == 1
+    else:  # what was undone is done again
+        assert called == ["give back", "confirm"]
+        assert ran.count[1] == 2
+
+
+async def test_a_generator_runs_again_and_finds_what_it_called(ran: Executions) -> None:
+    @task
+    async def charge(number: int) -> int:
+        ran(number)
+        return number
+
+    @flow
+    async def charges(count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            yield await charge(number)
+
+    @flow
+    async def day() -> int:
+        total = sum([each async for each in charges(3)])
+        ran("end")
+        return total
+
+    ran.broken = {"end"}
+    run_id = await failed_id(day)
+    ran.broken = set()
+    assert await resume_flow_run(run_id) == 3
+    assert ran.count == {0: 1, 1: 1, 2: 1, "end": 2}
+    [nested] = await get_client().read_flow_runs(parent=run_id)
+    assert (nested.state.type, nested.run_count) == ("COMPLETED", 2)

@@ -18,6 +18,7 @@ from asyncflow._rows import (
     LogRow,
     default_task_run_name,
     flow_run_of,
+    json_of,
     log_record_of,
     microseconds,
     moment,
@@ -209,3 +210,13 @@ def test_what_cannot_be_stored_is_changed_so_that_it_can(value: object) -> None:
     kept = storable(value)
     assert kept != value
     assert storable(kept) == kept
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"entrypoint": "caf\udce9.py:f", "n": [1, None, {"x": "\ud83d"}]}, ["a", "caf\udce9"], {"plain": True}, "\udce9"],
+)
+def test_a_column_s_json_takes_any_text(value: Any) -> None:
+    text = json_of(value)
+    assert json.loads(text) == json.loads(json.dumps(value).replace("\\ud", "\\\\ud"))
+    assert text.encode()

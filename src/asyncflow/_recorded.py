@@ -12,10 +12,8 @@ from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
-import orjson
-
 from asyncflow._entrypoints import entrypoint_of
-from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, RunRow, history_of, maybe_moment, maybe_uuid, moment
+from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, RunRow, history_of, json_of, maybe_moment, maybe_uuid, moment
 from asyncflow._rules import TRANSITIONS, check_transition
 from asyncflow._services import Services
 from asyncflow._specs import Spec
@@ -280,12 +278,12 @@ class Recorded:
             self.ended if final else None,
             self.run_count,
             seq,
-            _json(sorted(self.tags)) if self.tags else None,
+            json_of(sorted(self.tags)) if self.tags else None,
             self.parameters_json,
             self.result if final else None,
             None,
             self.error_json if final else None,
-            _json(self.history[:seq]) if self.history is not None else None,
+            json_of(self.history[:seq]) if self.history is not None else None,
             self._details_json(),
             self.digest,
             self.services.store.owner,
@@ -298,7 +296,7 @@ class Recorded:
             parent_id=self.parent_id,
             parameters=None,
             result=None,
-            details=_json({"child_flow_run_id": str(UUID(bytes=self.id))}),
+            details=json_of({"child_flow_run_id": str(UUID(bytes=self.id))}),
             digest=None,
         )
         return (stand_in, row)
@@ -314,7 +312,7 @@ class Recorded:
                 details["parent_flow_run_id"] = str(UUID(bytes=self.flow_run_id))
         if self.not_kept is not None:
             details["not_kept"] = self.not_kept
-        return _json(details) if details else None
+        return json_of(details) if details else None
 
 
 def _for_another_process(spec: Spec) -> dict[str, Any]:
@@ -329,7 +327,3 @@ def _is_plain(seq: int, type_: StateType, name: str | None, message: str | None)
     if type_ in FINAL_TYPES:
         return seq <= _MOST_PLAIN
     return name is None and message is None and (seq, type_) in _PLAIN
-
-
-def _json(value: Any) -> str:
-    return orjson.dumps(value).decode()

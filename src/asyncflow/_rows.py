@@ -35,6 +35,7 @@ __all__ = [
     "default_task_run_name",
     "flow_run_of",
     "history_of",
+    "json_of",
     "log_record_of",
     "maybe_moment",
     "maybe_uuid",
@@ -45,6 +46,7 @@ __all__ = [
     "states_of",
     "storable",
     "task_run_of",
+    "word_for",
 ]
 
 FLOW = 0
@@ -142,6 +144,11 @@ class TransactionRow(NamedTuple):
 
 
 ACTIVE, COMMITTED, ROLLED_BACK, INTERRUPTED = range(4)
+
+
+def word_for(transaction: TransactionRow) -> str:
+    """What the details of its members say of how it ended."""
+    return "rolled_back" if transaction.state == ROLLED_BACK else "committed"
 
 
 class LogRow(NamedTuple):
@@ -244,7 +251,7 @@ def moved(row: RunRow, state: StateType, at: int, *, name: str | None = None, me
     at = max(at, row.created, row.started or 0, row.ended or 0)  # a history does not go back
     is_bare = row.history is None and row.ended is None and row.state_name is None and row.message is None
     is_plain = ended and is_bare and row.seq <= _MOST_PLAIN
-    history = None if is_plain else _dumps([*history_of(row), [code, name, message, at, None]])
+    history = None if is_plain else json_of([*history_of(row), [code, name, message, at, None]])
     changed = row._replace(
         state=code, state_name=name, message=message, seq=row.seq + 1, ended=at if ended else None, history=history
     )
@@ -319,10 +326,6 @@ def _loads(text: str) -> Any:
     return json.loads(text)
 
 
-def _dumps(value: Any) -> str:
-    return orjson.dumps(value).decode()
-
-
 def _details(row: RunRow) -> dict[str, Any]:
     details: dict[str, Any] = {} if row.details is None else _loads(row.details)
     return details
@@ -344,6 +347,24 @@ def _uuid_of_text(value: str | None) -> UUID | None:
 # --- what a column can hold ----------------------------------------------------------------
 
 _INTEGER = range(-(2**63), 2**63)
+
+
+def json_of(value: Any) -> str:
+    """Dicts and lists of scalars as JSON, for a column; half surrogate pairs escaped as `storable` does."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        return orjson.dumps(_storable_parts(value)).decode()
+
+
+def _storable_parts(value: Any) -> Any:
+    if isinstance(value, dict):
+        parts: dict[Any, Any] = value
+        return {storable(name): _storable_parts(part) for name, part in parts.items()}
+    if isinstance(value, list):
+        items: list[Any] = value
+        return [_storable_parts(part) for part in items]
+    return storable(value) if isinstance(value, str) else value
 
 
 def storable(value: Any) -> Any:

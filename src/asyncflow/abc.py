@@ -236,11 +236,12 @@ class RunStore(ABC):
     # --- transactions
 
     @abstractmethod
-    def write_transaction(self, row: TransactionRow, rolled_back: Sequence[bytes] = ()) -> None:
+    def write_transaction(self, row: TransactionRow, members: Sequence[bytes] = ()) -> None:
         """Record a transaction's newest state.
 
-        The details of the runs `rolled_back` say `"rolled_back": true` from then on: what they
-        returned is never given to another call.
+        The details of the runs `members` say how it ended from then on, `"rolled_back": true` or
+        `"committed": true`: what the former returned is never given to another call, and the hooks
+        of the latter are never called again.
         """
 
     @abstractmethod

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, Self
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here, loop_is_running_here
 from asyncflow._backend.inline import drive
-from asyncflow._rows import ACTIVE, COMMITTED, INTERRUPTED, ROLLED_BACK
+from asyncflow._rows import ACTIVE, COMMITTED, INTERRUPTED, ROLLED_BACK, storable
 from asyncflow._run import Enclosing, current_transaction
 from asyncflow._services import Services
 from asyncflow._transactions.turn import KeyTurn
@@ -315,7 +315,7 @@ def _is_generator_around() -> bool:
 def _checked_key(key: Any) -> str | None:
     if key is not None and (not isinstance(key, str) or not key):
         raise OptionError("key", key, "a text that is not empty, or None")
-    return key
+    return None if key is None else str(storable(key))  # half a surrogate pair, as in a file's name, is escaped
 
 
 def _checked_isolation(isolation: Any, key: str | None) -> Isolation:

@@ -299,6 +299,12 @@ def test_runs_that_were_rolled_back_say_so(store: RunStore) -> None:
     assert found(store, told.id)._replace(details=told.details) == told
 
 
+def test_runs_that_were_committed_say_so(store: RunStore) -> None:
+    record(store, told := run_row(details='{"version":"1"}'))
+    store.write_transaction(open_transaction(store, state=COMMITTED, ended=LATER), [told.id])
+    assert json.loads(found(store, told.id).details or "") == {"version": "1", "committed": True}
+
+
 def test_an_open_transaction_of_nobody_is_interrupted(store: RunStore) -> None:
     left, ours = open_transaction(store, owner=NOBODY), open_transaction(store)
     done = open_transaction(store, owner=NOBODY, state=COMMITTED, ended=LATER)

@@ -26,7 +26,7 @@ from asyncflow._engine.reaching import reachably
 from asyncflow._engine.records import record_of
 from asyncflow._outcomes import blocked, wait_settled
 from asyncflow._recorded import ENDING
-from asyncflow._rows import CachedRow
+from asyncflow._rows import CachedRow, storable
 from asyncflow._rules import Ending
 from asyncflow._run import Run, Waiter
 from asyncflow._signature import innermost
@@ -317,7 +317,7 @@ def _key_of(run: Run) -> str | None:
         return None
     if not isinstance(key, str) or not key:
         raise OptionError("cache_key_fn", key, "a function that gives text or None")
-    return f"{run.spec.key}:{key}"
+    return f"{run.spec.key}:{storable(key)}"
 
 
 def _facts(run: Run, policy: CachePolicy) -> KeyFacts:

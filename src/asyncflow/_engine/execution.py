@@ -125,7 +125,7 @@ def _begin(run: Run) -> None:
         run.run_count += 1
         run.enter(StateType.RUNNING, now, name="Retrying")
     else:
-        if run.digest is None and run.parent is not None and run.stream is None:
+        if run.digest is None and run.parent is not None:
             identify(run)
         run.begin(now)
 

@@ -15,10 +15,15 @@ from asyncflow.exceptions import NotDigestibleError
 from asyncflow.logs import library_logger
 from asyncflow.serializers import decode, encode
 
-__all__ = ["identify"]
+__all__ = ["identify", "needs_identity"]
 
 _NOTHING = b""
 _NEIGHBOURS = 4
+
+
+def needs_identity(run: Run) -> bool:
+    """Whether it is to be known by what it was given, and is not yet."""
+    return run.digest is None and run.parent is not None
 
 
 def identify(run: Run) -> None:
@@ -68,8 +73,8 @@ def _compare_with_neighbours(run: Run, parent: Run) -> None:
     than its record does.
     """
     said = run.spec.said
-    if run.is_hosted or "exchangeable" in said:  # what a body submits comes in its order
-        return
+    if run.is_hosted or run.stream is not None or "exchangeable" in said:
+        return  # what a body submits or streams has tasks of its own, and comes in the body's order
     children: Any = parent.children
     try:
         neighbours: list[Run] = list(islice(reversed(children), _NEIGHBOURS))
@@ -89,4 +94,4 @@ def _is_equal(other: Run, run: Run) -> bool:
     """Whether it is an equal call, of another task."""
     if other.digest != run.digest or other.spec.key != run.spec.key:
         return False
-    return other.task is not run.task and not other.is_hosted
+    return other.task is not run.task and not other.is_hosted and other.stream is None

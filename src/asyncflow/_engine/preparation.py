@@ -8,7 +8,7 @@ from asyncflow._backend.base import Host, Signal
 from asyncflow._engine.caching import from_cache
 from asyncflow._engine.endings import ending_of_cause
 from asyncflow._engine.hooks import name_of_run
-from asyncflow._engine.identity import identify
+from asyncflow._engine.identity import identify, needs_identity
 from asyncflow._engine.inputs import may_hold_futures, resolve_inputs
 from asyncflow._engine.reaching import reachably
 from asyncflow._engine.recall import recall
@@ -45,6 +45,8 @@ async def prepare(run: Run) -> Ending | None:
         if run.is_special and (stopped := await _find_record(run)):
             return stopped
         if run.spec.options.is_cached:
+            if needs_identity(run):  # also a run that is given a cached value is one that is to be found again
+                identify(run)
             return await from_cache(run)
     except Exception as error:  # noqa: BLE001  # the caller gets it; the run is Failed, and never was Running
         _enter_pending(run)
@@ -53,7 +55,7 @@ async def prepare(run: Run) -> Ending | None:
 
 
 async def _find_record(run: Run) -> Ending | None:
-    if not _has_past(run) or run.stream is not None:
+    if not _has_past(run):
         return None
     identify(run)
     return await recall(run)

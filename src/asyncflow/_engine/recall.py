@@ -33,9 +33,10 @@ async def recall(run: Run) -> Ending | None:
     attempts are counted on, and what was completed below it is found again.
     """
     parent = run.parent
-    if parent is None or parent.past is None or run.digest is None or run.stream is not None:
+    if parent is None or parent.past is None or run.digest is None:
         return None
-    row, could_be_anothers = parent.past.take(run.kind, run.spec.key, run.digest, run.task)
+    asker = None if run.is_hosted or run.stream is not None else run.task  # the former come in their body's order
+    row, could_be_anothers = parent.past.take(run.kind, run.spec.key, run.digest, asker)
     if row is None:
         return None
     if could_be_anothers:
@@ -46,18 +47,24 @@ async def recall(run: Run) -> Ending | None:
             return stopped
         if answers:
             run.stay(row, answers[0])
+            run.facts = {"committed": True} if _details(row).get("committed") else None
             return ANSWERED
     _reopen(run, row)
     return await reachably(run, partial(_remember_children, run))
 
 
 def _may_answer(run: Run, row: RunRow, *, is_retry: bool) -> bool:
-    if row.state != _COMPLETED or (row.result is None and row.result_file is None):
-        return False
+    if row.state != _COMPLETED or (row.result is None and row.result_file is None) or run.stream is not None:
+        return False  # the items of a stream are not recorded: it runs again, and finds what it called
     options = run.spec.options
     if options.refresh_cache or (is_retry and not options.reuse_on_flow_retry):
         return False
-    return row.details is None or not orjson.loads(row.details).get("rolled_back")
+    return not _details(row).get("rolled_back")
+
+
+def _details(row: RunRow) -> dict[str, Any]:
+    details: dict[str, Any] = {} if row.details is None else orjson.loads(row.details)
+    return details
 
 
 async def _read_value(run: Run, row: RunRow, answers: list[Any]) -> None:

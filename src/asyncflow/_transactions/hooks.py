@@ -22,6 +22,7 @@ _MOST_INTERRUPTS = 2
 class Staged(NamedTuple):
     """What a run that completed inside a transaction leaves to be done."""
 
+    run_id: bytes
     run: str
     transaction: Any
     """What its hooks get."""

@@ -13,9 +13,7 @@ from contextlib import suppress
 from threading import Lock
 from typing import NamedTuple
 
-import orjson
-
-from asyncflow._rows import ACTIVE, TransactionRow
+from asyncflow._rows import ACTIVE, TransactionRow, json_of
 from asyncflow._services import Services
 from asyncflow.ids import new_id
 from asyncflow.logs import library_logger
@@ -62,7 +60,7 @@ class TransactionRecord:
         with self._lock:
             self._write_active()
 
-    def end(self, state: int, rolled_back: Sequence[bytes] = (), hooks: Sequence[str] = ()) -> None:
+    def end(self, state: int, members: Sequence[bytes] = (), hooks: Sequence[str] = ()) -> None:
         """Say how it ended, which it may do once more: what could not be committed is rolled back.
 
         `hooks` are those that were not called although they should have been.
@@ -72,7 +70,7 @@ class TransactionRecord:
             row = self._row_of(Contents(self._contents().data, list(hooks)))
             row = row._replace(state=state, ended=max(self._now(), self._row.created))
             self.may_be_on_disk = True
-            self._services.store.write_transaction(row, rolled_back)
+            self._services.store.write_transaction(row, members)
 
     def touch(self) -> None:
         """Bring what it holds up to date soon. Plain code, from any thread."""
@@ -101,10 +99,10 @@ class TransactionRecord:
         self._services.store.write_transaction(self._row_of(self._contents()))
 
     def _row_of(self, contents: Contents) -> TransactionRow:
-        data = ",".join(f"{orjson.dumps(name).decode()}:{text}" for name, text in contents.data.items())
+        data = ",".join(f"{json_of(name)}:{text}" for name, text in contents.data.items())
         return self._row._replace(
             data=f"{{{data}}}" if data else None,
-            hooks=orjson.dumps(contents.hooks).decode() if contents.hooks else None,
+            hooks=json_of(contents.hooks) if contents.hooks else None,
         )
 
     def _now(self) -> int:

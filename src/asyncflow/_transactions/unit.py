@@ -82,7 +82,7 @@ class Unit(Enclosing):
         options = run.spec.options
         if (options.on_commit or options.on_rollback) and _did_its_work(run):
             what = f"{run.spec.kind.value} run {run.display_name!r}"
-            self._staged.append(Staged(what, self.handle, options.on_commit, options.on_rollback))
+            self._staged.append(Staged(run.id, what, self.handle, options.on_commit, options.on_rollback))
             self.touch()
         self._members.leave(run)
 
@@ -191,7 +191,7 @@ class Unit(Enclosing):
                 self.services.store.write_cached(row)
         for unit in units:  # this one last: while it is open, the others are told of by it
             if unit.is_recorded and unit._has_news:
-                unit.record.end(COMMITTED)
+                unit.record.end(COMMITTED, [each.run_id for each in self._hooks()] if unit is self else ())
 
     async def roll_back(self, host: Host) -> BaseException | None:
         """Undo it; gives what was held back meanwhile. What goes wrong is logged."""
@@ -280,6 +280,11 @@ class Unit(Enclosing):
 
 
 def _did_its_work(run: Run) -> bool:
-    """Whether it completed, and not with a cached value: the run whose body made that has the hooks."""
-    is_cached = run.status.name == "Cached" and run.facts is not None and "cache_key" in run.facts
-    return run.status.type is StateType.COMPLETED and not is_cached
+    """Whether it completed, and its hooks are still to be called.
+
+    They are those of another run where it got a cached value, and were called already where a
+    transaction of an earlier life was committed.
+    """
+    facts = run.facts or {}
+    is_cached = run.status.name == "Cached" and "cache_key" in facts
+    return run.status.type is StateType.COMPLETED and not is_cached and "committed" not in facts

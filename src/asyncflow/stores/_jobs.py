@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from asyncflow._rows import ACTIVE, FIRST_FINAL, INTERRUPTED, STAND_IN, CachedRow, RunRow, TransactionRow, storable
+from asyncflow._rows import (
+    ACTIVE,
+    FIRST_FINAL,
+    INTERRUPTED,
+    STAND_IN,
+    CachedRow,
+    RunRow,
+    TransactionRow,
+    storable,
+    word_for,
+)
 from asyncflow.abc import Reaped
 from asyncflow.stores import _queries as queries
 from asyncflow.stores._database import transaction
@@ -155,13 +165,13 @@ def delete_transactions(connection: sqlite3.Connection, ended_before: int) -> in
         return connection.execute(f"DELETE FROM txn WHERE id IN ({old})", [ended_before]).rowcount
 
 
-def write_transaction(connection: sqlite3.Connection, row: TransactionRow, rolled_back: Sequence[bytes]) -> None:
+def write_transaction(connection: sqlite3.Connection, row: TransactionRow, members: Sequence[bytes]) -> None:
     """As the port says."""
     with transaction(connection):
         _put_transaction(connection, row, "WHERE excluded.owner = txn.owner")
-        for chunk in _chunks(rolled_back):
+        for chunk in _chunks(members):
             connection.execute(
-                f"UPDATE run SET details = json_set(coalesce(details, '{{}}'), '$.rolled_back', json('true')) "
+                f"UPDATE run SET details = json_set(coalesce(details, '{{}}'), '$.{word_for(row)}', json('true')) "
                 f"WHERE id IN ({_marks(chunk)})",
                 chunk,
             )

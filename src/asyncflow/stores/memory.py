@@ -26,6 +26,7 @@ from asyncflow._rows import (
     TransactionRow,
     default_task_run_name,
     storable,
+    word_for,
 )
 from asyncflow.abc import LogQuery, Reaped, Recordable, RunQuery, RunStore, Ticket
 from asyncflow.exceptions import ForkedRuntimeError, RuntimeClosedError
@@ -185,15 +186,15 @@ class MemoryStore(RunStore):
                 del known[each]
             return len(old)
 
-    def write_transaction(self, row: TransactionRow, rolled_back: Sequence[bytes] = ()) -> None:
+    def write_transaction(self, row: TransactionRow, members: Sequence[bytes] = ()) -> None:
         self._check()
         with self._lock:
             known = self._transactions.get(row.id)
             if known is None or known.owner == row.owner:
                 self._transactions[row.id] = TransactionRow._make(map(storable, row))
-            for run in [self._rows[run_id] for run_id in rolled_back if run_id in self._rows]:
+            for run in [self._rows[run_id] for run_id in members if run_id in self._rows]:
                 details: dict[str, Any] = orjson.loads(run.details or "{}")
-                self._keep([run._replace(details=orjson.dumps({**details, "rolled_back": True}).decode())])
+                self._keep([run._replace(details=orjson.dumps({**details, word_for(row): True}).decode())])
 
     def read_transactions(
         self, *, key: str | None = None, state: int | None = None, limit: int = 200

@@ -231,10 +231,8 @@ class SQLiteStore(RunStore):
         write_file = self._results.write_cached
         self._call("keeping a cached value", lambda connection: jobs.write_cached(connection, row, write_file))
 
-    def write_transaction(self, row: TransactionRow, rolled_back: Sequence[bytes] = ()) -> None:
-        self._call(
-            "recording a transaction", lambda connection: jobs.write_transaction(connection, row, list(rolled_back))
-        )
+    def write_transaction(self, row: TransactionRow, members: Sequence[bytes] = ()) -> None:
+        self._call("recording a transaction", lambda connection: jobs.write_transaction(connection, row, list(members)))
 
     def delete_runs(self, root_ids: Sequence[bytes]) -> list[bytes]:
         def delete(connection: sqlite3.Connection) -> list[bytes]:
