@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import anyio
+import anyio.lowlevel
 import pytest
 from pydantic import BaseModel
 
@@ -941,6 +942,33 @@ def test_a_run_of_a_killed_process_is_resumed_by_its_id(run_python: RunPython, t
     )
     assert done.stdout == "10\n"
     assert (tmp_path / "executed").read_text().split() == ["0", "1", "2", "3", "3", "4"]
+
+
+async def test_a_resume_that_is_cancelled_at_any_moment_can_be_resumed_again(ran: Executions) -> None:
+    @flow
+    async def main(day: str) -> str:
+        await anyio.sleep(0.001)
+        ran("end")
+        return day
+
+    ran.broken = {"end"}
+    run_id = await failed_id(lambda: main("monday"))
+
+    async def resume() -> None:
+        with pytest.raises(LookupError):
+            await resume_flow_run(run_id)
+
+    for turns in range(1, 30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(resume)
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+        while not (now := await get_client().read_flow_run(run_id)).state.is_final():
+            await anyio.sleep(0.001)  # the thread that claims it may still be at it
+        assert now.parameters == {"day": "monday"}, turns
+    ran.broken = set()
+    assert await resume_flow_run(run_id) == "monday"
 
 
 # --- beside the cache, transactions and generators ------------------------------------------------

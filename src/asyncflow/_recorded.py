@@ -163,6 +163,7 @@ class Recorded:
         elif row.kind == FLOW:
             self.stand_in_id = row.parent_id
         self.name = row.name
+        self.parameters_json = row.parameters  # it may be stopped before it has checked and written its own
         self.created, self.started, self.run_count = row.created, row.started, row.run_count
         self.latest = max(row.created, row.started or 0, row.ended or 0)
         self.history = [list(entry) for entry in history_of(row)]
