@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 import signal
@@ -33,7 +34,7 @@ from asyncflow import (
     transaction,
 )
 from asyncflow.cache_policies import INPUTS
-from asyncflow.exceptions import CannotResumeError, OptionError, RunNotFoundError
+from asyncflow.exceptions import CannotResumeError, OptionError, ParameterValidationError, RunNotFoundError
 from tests.conftest import RunPython
 
 
@@ -675,6 +676,28 @@ async def test_a_parameter_that_is_not_json_has_to_be_given(ran: Executions) -> 
     assert await resume_flow_run(run_id, parameters={"client": Client("b")}) == "b 3"
 
 
+async def test_parameters_that_are_refused_leave_the_record_as_it_is(ran: Executions) -> None:
+    @flow(name="edited parameters")
+    async def first(number: int, old: int, *rest: int, **more: int) -> int:
+        ran("end")
+        return number + old + sum(rest) + more["z"]
+
+    @flow(name="edited parameters")
+    async def second(number: date) -> date:
+        return number
+
+    ran.broken = {"end"}
+    run_id = await failed_id(lambda: first(1, 2, 3, z=4))
+    ran.broken = set()
+    before = await get_client().read_flow_run(run_id)
+    with pytest.raises(ParameterValidationError, match="number"):
+        await resume_flow_run(run_id, flow=second)
+    with pytest.raises(ParameterValidationError, match="old"):
+        await resume_flow_run(run_id, flow=first, parameters={"old": "typo"})
+    assert await get_client().read_flow_run(run_id) == before
+    assert await resume_flow_run(run_id, flow=first) == 10
+
+
 # --- what cannot be resumed -----------------------------------------------------------------------
 
 
@@ -1062,3 +1085,36 @@ async def test_a_generator_runs_again_and_finds_what_it_called(ran: Executions) 
     assert ran.count == {0: 1, 1: 1, 2: 1, "end": 2}
     [nested] = await get_client().read_flow_runs(parent=run_id)
     assert (nested.state.type, nested.run_count) == ("COMPLETED", 2)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio would not let go of a task that ignores it
+async def test_a_run_that_was_just_given_up_can_be_resumed(tmp_path: Path) -> None:
+    is_deaf = True
+    ids: list[Any] = []
+
+    @flow
+    async def deaf() -> int:
+        ids.append(runtime.flow_run.id)
+        while is_deaf:
+            with contextlib.suppress(asyncio.CancelledError):  # what a body must not do
+                await asyncio.sleep(0.01)
+        return 1
+
+    async with Runtime(tmp_path / "other", grace_seconds=0.05):
+        running = asyncio.ensure_future(deaf())
+        while not ids:
+            await asyncio.sleep(0)
+        assert (await cancel_flow_run(ids[0])).is_crashed()
+        is_deaf = False
+        assert await resume_flow_run(ids[0]) == 1
+        await asyncio.wait([running])
+
+
+def test_a_run_that_goes_on_by_itself_and_fails_is_told_of(run_python: RunPython, tmp_path: Path) -> None:
+    program = tmp_path / "failing.py"
+    fails = '    if sys.argv[2] != "die":\n        raise ValueError(number)\n    return number\n'
+    program.write_text(DYING.replace("    return number\n", fails))
+    run_python(program, str(tmp_path), "die", "asyncio", check=False)
+    told = run_python(program, str(tmp_path), "go on", "asyncio").stderr
+    assert "nobody looked at their futures" in told
+    assert "ValueError: 3" in told

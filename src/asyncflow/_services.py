@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
+from asyncflow._backend.base import Host
 from asyncflow._backend.threads import ThreadPool
 from asyncflow._key_locks import KeyLocks
 from asyncflow._limiter import Limiter
@@ -15,6 +16,8 @@ from asyncflow.abc import Clock, ResultStore, RunStore
 from asyncflow.settings import Settings
 
 __all__ = ["Services"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,10 @@ class Services:
     """The same by the run whose body makes the value."""
     outermost: WeakSet[Any] = field(default_factory=WeakSet[Any])
     """The live outermost runs: what is still open when the runtime closes is recorded Crashed."""
+
+    async def ask(self, host: Host, question: Callable[[], T]) -> T:
+        """Call something that reads or writes the store, where it blocks nobody."""
+        return question() if self.store.is_instant else await host.run_blocking(question)
 
     def live(self) -> list[Any]:
         """The outermost runs, as of now; from any thread."""

@@ -186,6 +186,10 @@ class RunStore(ABC):
     def read_logs(self, query: LogQuery) -> list[LogRow]:
         """The log lines `query` asks for, oldest first."""
 
+    is_instant: bool = False
+    """Whether nothing here ever blocks, so that it is called where it is needed, on a loop too. (While a loop on
+    virtual time waits for a thread, its time jumps.)"""
+
     # --- taking over: these block until what they did is on disk
 
     owner: int

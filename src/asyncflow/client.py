@@ -214,7 +214,7 @@ class Client:
                 services.results.delete(gone)
             return bool(gone)
 
-        if not await self._host().run_blocking(delete):
+        if not await services.ask(self._host(), delete):
             raise CannotDeleteRunError(flow_run_id, "it, or a run below it, has not ended")
 
     async def _row(self, run_id: UUID | str, kinds: frozenset[int]) -> RunRow:
@@ -225,7 +225,7 @@ class Client:
 
     async def _read(self, query: Callable[[Services], T]) -> T:
         services = await self.services()
-        return await self._host().run_blocking(lambda: query(services))
+        return await services.ask(self._host(), lambda: query(services))
 
     async def services(self) -> Services:
         """For the engine: what the runs of the runtime share."""

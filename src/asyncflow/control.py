@@ -72,7 +72,8 @@ async def resume_flow_run(
         return_state: Give the final `State`, whatever the run did, and raise nothing of it.
         client: Of the runtime whose run it is; without it, of the runtime in force.
 
-    Raises `CannotResumeError`, which says why and what to do, and `RunNotFoundError`.
+    Raises `CannotResumeError`, which says why and what to do, `ParameterValidationError` when the
+    parameters do not fit, and `RunNotFoundError`.
     """
     client = client or Client()
     return await client.resume_flow_run(flow_run_id, flow=flow, parameters=parameters, return_state=return_state)

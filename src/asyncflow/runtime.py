@@ -167,7 +167,7 @@ class Runtime:
         host = host_here(self._clock)
         services = await host.run_blocking(self.open)
         self._token = _in_force.set(self)
-        start_again(services, await host.run_blocking(partial(claim_interrupted, services)))
+        start_again(services, await services.ask(host, partial(claim_interrupted, services)))
         return self
 
     async def __aexit__(

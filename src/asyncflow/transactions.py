@@ -211,7 +211,7 @@ class Transaction:
                 turn = KeyTurn(services, self._key)
                 await turn.take(host)
                 self._turn = turn
-            await host.run_blocking(partial(self._begin, unit))
+            await services.ask(host, partial(self._begin, unit))
             self._unit = unit
             self._token = current_transaction.set(unit)
         except BaseException:

@@ -188,10 +188,10 @@ async def _look_up(run: Run, flight: _Flight) -> Ending | None:
 
 async def _find(run: Run, flight: _Flight, found: list[Ending]) -> None:
     host, services = run.host, run.services
-    row, has_lock = await host.run_blocking(partial(_read_or_lock, run, flight))
+    row, has_lock = await services.ask(host, partial(_read_or_lock, run, flight))
     if row is None and not has_lock:
         await _wait_for_lock(run, flight)
-        row = await host.run_blocking(partial(_read_again, run, flight))
+        row = await services.ask(host, partial(_read_again, run, flight))
     if row is None:
         return
     text = row.result if services.results is None else await _text_of(run, row)
@@ -287,7 +287,7 @@ async def keep(run: Run) -> BaseException | None:
         run.transaction.stage(row)
         return None
     host = run.host
-    write = partial(host.run_blocking, partial(_write, run, flight, row))
+    write = partial(run.services.ask, host, partial(_write, run, flight, row))
     return await host.protect(write, run.services.settings.durability_seconds)
 
 

@@ -88,7 +88,7 @@ def _reopen(run: Run, row: RunRow) -> None:
 
 
 async def _remember_children(run: Run) -> None:
-    rows = await run.host.run_blocking(lambda: run.services.store.read_children(run.id))
+    rows = await run.services.ask(run.host, lambda: run.services.store.read_children(run.id))
     if rows:
         run.past = Past(rows)
 
@@ -108,7 +108,7 @@ async def remember(run: Run) -> None:
             run.display_name, problem or store.last_error,
         )  # fmt: skip
         return
-    rows = await run.host.run_blocking(lambda: store.read_children(run.id))
+    rows = await run.services.ask(run.host, lambda: store.read_children(run.id))
     run.past = Past(rows, is_retry=True)
 
 

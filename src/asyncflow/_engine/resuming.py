@@ -23,8 +23,9 @@ from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES, RunRow, state_of
 from asyncflow._rules import Ending
 from asyncflow._run import Run
 from asyncflow._services import Services
+from asyncflow._unseen import forsake
 from asyncflow.context import current_run, detached
-from asyncflow.exceptions import CannotResumeError, RunNotFoundError
+from asyncflow.exceptions import CannotResumeError, ParameterValidationError, RunNotFoundError
 from asyncflow.logs import library_logger
 from asyncflow.states import StateType
 
@@ -49,9 +50,13 @@ class Claimed(NamedTuple):
 
 async def take_over(services: Services, run_id: bytes, flow: Declared | None, parameters: Mapping[str, Any]) -> Claimed:
     """`claimed`, where it blocks no loop. A caller that is cancelled meanwhile leaves the run Cancelled, not open."""
-    taking = _Taking(services)
+    host, taking = host_here(services.clock), _Taking(services)
+    # What ended in this process a moment ago is on its way to the store.
+    _, _, held_back = await host.confirm(services.store, services.settings.durability_seconds)
+    if held_back is not None:
+        raise held_back
     try:
-        return await host_here(services.clock).run_blocking(partial(taking.take, run_id, flow, parameters))
+        return await services.ask(host, partial(taking.take, run_id, flow, parameters))
     except BaseException:
         taking.abandon()
         raise
@@ -87,7 +92,10 @@ class _Taking:
 
 
 def claimed(services: Services, run_id: bytes, flow: Declared | None, parameters: Mapping[str, Any]) -> Claimed:
-    """Take over a run to run it again. Blocks. Raises `CannotResumeError`; then nothing has changed."""
+    """Take over a run to run it again. Blocks.
+
+    Raises `CannotResumeError` or `ParameterValidationError`; then nothing has changed.
+    """
     store = services.store
     row = _required(services, run_id)
     if row.state < FIRST_FINAL and row.state != _PAUSED:
@@ -180,7 +188,8 @@ def _arguments(row: RunRow, flow: Declared, parameters: Mapping[str, Any]) -> di
             f"its record does not hold the value of {', '.join(map(repr, missing))}",
             f"Pass what is missing: resume_flow_run(id, parameters={{{given}}})",
         )
-    return arguments
+    # Checked before the run is taken: one that is refused leaves the record as it is.
+    return model.validate(arguments) if flow.spec.options.validate_parameters else arguments
 
 
 def _run_of(services: Services, claim: Claimed) -> Run:
@@ -217,7 +226,7 @@ def claim_interrupted(services: Services) -> list[Claimed]:
             continue
         try:
             claims.append(claimed(services, row.id, found[0], {}))
-        except CannotResumeError as error:
+        except (CannotResumeError, ParameterValidationError) as error:
             library_logger().warning("an interrupted run is not resumed: %s", error)
     return claims
 
@@ -228,5 +237,6 @@ def start_again(services: Services, claims: Iterable[Claimed]) -> None:
         for claim in claims:
             run = _run_of(services, claim)
             run.is_hosted = True
+            forsake(run)  # nobody holds a future of it: if it fails, that is told
             join_parent(run)
             begin_hosted(run, copy_context())

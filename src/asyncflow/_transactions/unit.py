@@ -270,7 +270,7 @@ class Unit(Enclosing):
         async def do() -> None:
             nonlocal problem
             try:
-                await host.run_blocking(write)
+                await self.services.ask(host, write)
                 problem = None
             except Exception as error:  # noqa: BLE001  # raised past `protect`, it would hide what was held back
                 problem = error

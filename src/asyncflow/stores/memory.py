@@ -38,6 +38,8 @@ __all__ = ["MemoryStore"]
 class MemoryStore(RunStore):
     """A store that lasts as long as its process."""
 
+    is_instant = True
+
     owner = 1
 
     def __init__(self) -> None:

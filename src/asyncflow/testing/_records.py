@@ -77,9 +77,9 @@ def _problems(row: RunRow, known: dict[bytes, RunRow], may_crash: set[str]) -> I
     states = states_of(row)
     for before, after in pairwise(states):
         if after.type not in TRANSITIONS[before.type] and after.name != RESUMING:
-            yield f"went from {before} to {after}"
+            yield f"went from {before.type} to {after.type}"
     if states[0].type not in TRANSITIONS[None]:
-        yield f"began with {states[0]}"
+        yield f"went from nothing to {states[0].type}"
     if any(later.timestamp < earlier.timestamp for earlier, later in pairwise(states)):
         yield "has states whose times go back"
     parent = known.get(row.parent_id) if row.parent_id is not None else None
