@@ -94,7 +94,7 @@ async def _attempts(run: Run) -> Ending:
             return stopped
         if run.cause is not None:  # a stream that was closed before there was a scope to cancel
             return ending_of_cause(run)
-        ending = await attempt(run)
+        ending, last = await attempt(run), None
         try:
             if ending.type is not StateType.FAILED:
                 return ending
@@ -104,8 +104,8 @@ async def _attempts(run: Run) -> Ending:
             now = services.clock.now()
             run.enter(StateType.SCHEDULED, now, name="AwaitingRetry", message=ending.message, facts=_until(now + delay))
         finally:
-            # The exception in it holds the attempt's frames and through them this one: a cycle.
-            del ending
+            # The exception in them holds the attempt's frames and through those this one: a cycle.
+            del ending, last
         if stopped := await _rest(run, delay):
             return stopped
         run.closing = False
