@@ -20,14 +20,13 @@ import anyio
 import pytest
 from pydantic import BaseModel
 
-from asyncflow import NoKey, Runtime, State, flow, get_client, task
+from asyncflow import NoKey, Runtime, State, Transaction, flow, get_client, task, transaction
 from asyncflow._services import Services
 from asyncflow.cache_policies import DEFAULT, FLOW_PARAMETERS, INPUTS, NO_CACHE, RUN_ID, TASK_SOURCE, CacheKeyContext
 from asyncflow.clock import SystemClock
 from asyncflow.exceptions import OptionError, RunCancelledError, StoreError
 from asyncflow.runtime import HOME
 from asyncflow.stores.memory import MemoryStore
-from asyncflow.transactions import transaction
 
 pytestmark = pytest.mark.anyio
 
@@ -1029,3 +1028,42 @@ async def test_a_key_may_be_a_file_name_that_is_not_unicode() -> None:
     assert await main() == [4, 4]
     names = {each.state.name for each in await get_client().read_task_runs()}
     assert names == {"Completed", "Cached"}
+
+
+async def test_what_a_transaction_may_still_undo_is_for_nobody_outside_of_it() -> None:
+    made: list[str] = []
+    began, end = anyio.Event(), anyio.Event()
+
+    @task(cache_policy=INPUTS)
+    async def seat(number: int) -> str:
+        made.append("taken")
+        began.set()
+        await anyio.sleep(0.01)
+        return f"seat {number}"
+
+    @seat.on_rollback
+    def give_back(_: Transaction) -> None:
+        made.append("given back")
+
+    @flow
+    async def book() -> None:
+        async with transaction():
+            await seat(1)
+            await end.wait()
+            raise LookupError
+
+    @flow
+    async def other() -> str:
+        await began.wait()
+        found = await seat(1)
+        end.set()
+        return found
+
+    async def booked() -> None:
+        with pytest.raises(LookupError):
+            await book()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(booked)
+        assert await other() == "seat 1"
+    assert made == ["taken", "taken", "given back"]

@@ -1118,3 +1118,103 @@ def test_a_run_that_goes_on_by_itself_and_fails_is_told_of(run_python: RunPython
     told = run_python(program, str(tmp_path), "go on", "asyncio").stderr
     assert "nobody looked at their futures" in told
     assert "ValueError: 3" in told
+
+
+TAKEN_BACK = """
+import os, signal, sys
+import anyio
+from asyncflow import Runtime, flow, get_client, resume_flow_run, task, transaction
+
+LIFE = int(sys.argv[2])
+
+def log(what: str) -> None:
+    with open(sys.argv[1] + "/log", "a") as file:
+        file.write(f"{LIFE}:{what} ")
+
+@task
+async def take(number: int) -> int:
+    log(f"take{number}")
+    return number
+
+@take.on_rollback
+def give_back(txn) -> None:
+    log("back")
+
+@take.on_commit
+def confirm(txn) -> None:
+    log("confirm")
+
+@flow
+async def part(number: int) -> int:
+    return await take(number)
+
+@flow
+async def whole() -> None:
+    async with transaction():
+        await take(1)
+        await part(2)
+        await take(3)
+        if LIFE == 1:
+            await anyio.sleep(0.3)  # all of it is on disk
+            os.kill(os.getpid(), signal.SIGKILL)
+        if LIFE == 2:
+            raise LookupError
+    if LIFE == 3:
+        raise LookupError
+
+async def main() -> None:
+    async with Runtime():
+        runs = await get_client().read_flow_runs(flow_name="whole")
+        try:
+            await (resume_flow_run(runs[0].id) if runs else whole())
+        except LookupError:
+            pass
+
+anyio.run(main)
+"""
+
+
+def test_a_transaction_goes_through_four_lives(run_python: RunPython, tmp_path: Path) -> None:
+    program = tmp_path / "lives.py"
+    program.write_text(TAKEN_BACK)
+    for life in range(1, 5):
+        run_python(program, str(tmp_path), str(life), check=False)
+    assert (tmp_path / "log").read_text().split() == [
+        "1:take1", "1:take2", "1:take3",  # killed
+        "2:back", "2:back", "2:back",  # nothing is done again; then it fails, and all is undone, the nested one's too
+        "3:take1", "3:take2", "3:take3", "3:confirm", "3:confirm", "3:confirm",  # committed; the flow fails later
+    ]  # fmt: skip  # in the fourth there is nothing left to do
+
+
+async def test_what_hooks_call_is_done_each_time_and_is_nobody_else_s(ran: Executions) -> None:
+    """Neither is it found in the record of an earlier attempt, nor is its record taken by an equal call of the body."""
+
+    @task
+    async def ticket(kind: str) -> int:
+        ran(kind)
+        return ran.count[kind]
+
+    @task
+    async def act() -> None:
+        ran("act")
+
+    @act.on_rollback
+    async def undo(_: Transaction) -> None:
+        await ticket("undo")
+
+    async def announce(*_: Any) -> None:
+        await ticket("x")
+
+    seen: list[int] = []
+
+    @flow(retries=2, on_running=[announce])
+    async def main() -> None:
+        seen.append(await ticket("x"))
+        async with transaction():
+            await act()
+            if ran.count["act"] < 3:
+                raise LookupError
+
+    await main()
+    assert seen == [2, 2, 2]
+    assert ran.count == {"x": 4, "act": 3, "undo": 2}

@@ -22,7 +22,7 @@ from asyncflow._specs import Spec
 from asyncflow.ids import new_id
 from asyncflow.states import ABSENT
 
-__all__ = ["Cause", "Companion", "Enclosing", "Producer", "Run", "Waiter", "current_transaction"]
+__all__ = ["BESIDE", "Cause", "Companion", "Enclosing", "Producer", "Run", "Waiter", "current_transaction"]
 
 
 class Cause:
@@ -77,6 +77,25 @@ class Enclosing(Protocol):
 current_transaction: ContextVar[Enclosing | None] = ContextVar("asyncflow_transaction", default=None)
 
 
+class _Beside:
+    """Around what hooks call: it belongs to no transaction, and is no part of what the body does.
+
+    So it is done each time its hook is called, also when the run is run again, and its record is not
+    taken for that of an equal call of the body.
+    """
+
+    def begun(self, run: Run) -> None:
+        run.transaction = None
+        run.is_beside = True
+
+    def ended(self, run: Run) -> None: ...
+
+    def stage(self, row: CachedRow) -> None: ...
+
+
+BESIDE: Enclosing = _Beside()
+
+
 class Waiter:
     """Somebody who waits for a run's outcome: `wake` is called when it is there, from any thread."""
 
@@ -102,6 +121,7 @@ class Run(Recorded):
         "drained",
         "host",
         "is_abandoned",
+        "is_beside",
         "is_durable",
         "is_forsaken",
         "is_hosted",
@@ -173,6 +193,8 @@ class Run(Recorded):
     """Of a flow run: the places of its task runner."""
 
     # running again
+    is_beside: bool
+    """Whether a hook has called it, and not the body of its parent."""
     past: Past | None
     """What is recorded of its children, when it runs again."""
     spent: int
@@ -240,7 +262,7 @@ class Run(Recorded):
         self.value = ABSENT
         self.created = self.latest = self.run_count = self.spent = 0
         self.queued = self.closing = self.told = self.is_abandoned = self.is_stopped = False
-        self.is_hosted = self.is_forsaken = self.is_settled = self.looked_at = self.is_answered = False
+        self.is_hosted = self.is_forsaken = self.is_settled = self.looked_at = self.is_answered = self.is_beside = False
         self.name = self.parameters_json = self.started = self.ended = self.facts = self.history = None
         self.error = self.result = self.error_json = self.not_kept = self.task = self.children = None
         self.companions = self.stream = self.drained = self.cause = self.timers = self.scope = None

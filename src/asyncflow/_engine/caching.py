@@ -98,6 +98,11 @@ class _Flight:
         if held:
             _off_the_loop(self.release)
 
+    def is_for(self, run: Run) -> bool:
+        """Whether it is to be given to `run`: what a transaction may still undo is for nobody outside of it."""
+        inside = self.leader.transaction
+        return self.is_hit or inside is None or inside is run.transaction or self.value is ABSENT
+
     def answer(self) -> Ending | None:
         """What a run that waited for it gets; None where the leader came to nothing."""
         status = self.leader.status
@@ -155,7 +160,7 @@ async def from_cache(run: Run) -> Ending | None:
         if not ahead.leader.is_settled:
             continue  # a thread may be woken for nothing
         ahead.end()  # who looks from another thread may be here before the leader has got there
-        if ending := ahead.answer():
+        if ahead.is_for(run) and (ending := ahead.answer()):
             return ending
 
 

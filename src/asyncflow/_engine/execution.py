@@ -11,7 +11,7 @@ from asyncflow._engine.aftermath import conclude, follow_up
 from asyncflow._engine.attempt import attempt, clear_up
 from asyncflow._engine.endings import ending_of_cause, ending_of_raised, finish
 from asyncflow._engine.hooks import allows_retry, run_hooks
-from asyncflow._engine.identity import identify
+from asyncflow._engine.identity import identify, needs_identity
 from asyncflow._engine.inputs import may_hold_futures
 from asyncflow._engine.preparation import join_parent, not_begun, prepare, take_places
 from asyncflow._engine.reaching import reachably
@@ -90,7 +90,7 @@ async def _attempts(run: Run) -> Ending:
         if run.cause is not None and not run.run_count:  # it was submitted, and cancelled before it began
             return not_begun(run)
         _begin(run)
-        if options.on_running and (stopped := await reachably(run, partial(_announce, run))):
+        if options.on_running and (stopped := await reachably(run, partial(run_hooks, run, StateType.RUNNING))):
             return stopped
         if run.cause is not None:  # a stream that was closed before there was a scope to cancel
             return ending_of_cause(run)
@@ -125,18 +125,9 @@ def _begin(run: Run) -> None:
         run.run_count += 1
         run.enter(StateType.RUNNING, now, name="Retrying")
     else:
-        if run.digest is None and run.parent is not None:
+        if needs_identity(run):
             identify(run)
         run.begin(now)
-
-
-async def _announce(run: Run) -> None:
-    """Run the hooks of its beginning. What they call is done each time, whatever is recorded of the last one."""
-    past, run.past = run.past, None
-    try:
-        await run_hooks(run, StateType.RUNNING)
-    finally:
-        run.past = past
 
 
 async def _last_word(run: Run, ending: Ending, asked: int) -> Ending | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from asyncflow._engine.records import record_of
-from asyncflow._run import Run
+from asyncflow._run import BESIDE, Run, current_transaction
 from asyncflow._specs import Hook, RunName
 from asyncflow.context import current_run
 from asyncflow.exceptions import OptionError
@@ -23,7 +23,7 @@ async def run_hooks(run: Run, type_: StateType) -> None:
     if not hooks:
         return
     record, state = record_of(run), run.state()
-    token = current_run.set(run)
+    token, transaction = current_run.set(run), current_transaction.set(BESIDE)
     try:
         for hook in hooks:
             try:
@@ -33,6 +33,7 @@ async def run_hooks(run: Run, type_: StateType) -> None:
                     "hook %s of %s run %r raised", _name(hook), run.spec.kind.value, run.display_name
                 )
     finally:
+        current_transaction.reset(transaction)
         current_run.reset(token)
 
 

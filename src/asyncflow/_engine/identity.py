@@ -23,7 +23,7 @@ _NEIGHBOURS = 4
 
 def needs_identity(run: Run) -> bool:
     """Whether it is to be known by what it was given, and is not yet."""
-    return run.digest is None and run.parent is not None
+    return run.digest is None and run.parent is not None and not run.is_beside
 
 
 def identify(run: Run) -> None:

@@ -55,7 +55,7 @@ async def prepare(run: Run) -> Ending | None:
 
 
 async def _find_record(run: Run) -> Ending | None:
-    if not _has_past(run):
+    if not _has_past(run) or run.is_beside:
         return None
     identify(run)
     return await recall(run)

@@ -43,7 +43,7 @@ async def recall(run: Run) -> Ending | None:
         _warn_once(run)
     if _may_answer(run, row, is_retry=parent.past.is_retry):
         answers: list[Any] = []
-        if stopped := await reachably(run, partial(_read_value, run, row, answers)):
+        if stopped := await reachably(run, partial(_answer, run, row, answers)):
             return stopped
         if answers:
             run.stay(row, answers[0])
@@ -51,6 +51,14 @@ async def recall(run: Run) -> Ending | None:
             return ANSWERED
     _reopen(run, row)
     return await reachably(run, partial(_remember_children, run))
+
+
+async def _answer(run: Run, row: RunRow, answers: list[Any]) -> None:
+    """Read the value of a completed run, where it may be given just like that."""
+    is_open = run.transaction is not None and not _details(row).get("committed")
+    if is_open and await run.services.ask(run.host, lambda: run.services.store.read_children(row.id)):
+        return  # what it called may have hooks that are still to be called: it runs again, and finds what it called
+    await _read_value(run, row, answers)
 
 
 def _may_answer(run: Run, row: RunRow, *, is_retry: bool) -> bool:

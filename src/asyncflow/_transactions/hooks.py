@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from asyncflow._backend.base import Host
 from asyncflow._options import TransactionHook
-from asyncflow._run import current_transaction
+from asyncflow._run import BESIDE, current_transaction
 from asyncflow.abc import Clock
 from asyncflow.logs import library_logger
 
@@ -22,7 +22,6 @@ _MOST_INTERRUPTS = 2
 class Staged(NamedTuple):
     """What a run that completed inside a transaction leaves to be done."""
 
-    run_id: bytes
     run: str
     transaction: Any
     """What its hooks get."""
@@ -71,7 +70,7 @@ async def call_hook(host: Host, call: HookCall) -> None:
 
     So what it calls itself is recorded and stays, whatever becomes of the transaction around.
     """
-    token = current_transaction.set(None)
+    token = current_transaction.set(BESIDE)
     try:
         answer = call.hook(call.transaction)
         if inspect.isawaitable(answer):

@@ -82,7 +82,7 @@ class Unit(Enclosing):
         options = run.spec.options
         if (options.on_commit or options.on_rollback) and _did_its_work(run):
             what = f"{run.spec.kind.value} run {run.display_name!r}"
-            self._staged.append(Staged(run.id, what, self.handle, options.on_commit, options.on_rollback))
+            self._staged.append(Staged(what, self.handle, options.on_commit, options.on_rollback))
             self.touch()
         self._members.leave(run)
 
@@ -150,6 +150,9 @@ class Unit(Enclosing):
                 yield from each._units()
         yield self
 
+    def _completed(self) -> list[bytes]:
+        return [run_id for unit in self._units() for run_id in unit._members.completed]
+
     # --- the end of the block
 
     async def settle(self, host: Host) -> BaseException | None:
@@ -191,7 +194,7 @@ class Unit(Enclosing):
                 self.services.store.write_cached(row)
         for unit in units:  # this one last: while it is open, the others are told of by it
             if unit.is_recorded and unit._has_news:
-                unit.record.end(COMMITTED, [each.run_id for each in self._hooks()] if unit is self else ())
+                unit.record.end(COMMITTED, self._completed() if unit is self else ())
 
     async def roll_back(self, host: Host) -> BaseException | None:
         """Undo it; gives what was held back meanwhile. What goes wrong is logged."""
@@ -229,12 +232,10 @@ class Unit(Enclosing):
     def _write_rollback(self) -> None:
         if self._kept:
             self.services.store.delete_cached(keys=self._kept)
-        undone: list[bytes] = []
         for unit in self._units():
-            undone += unit._members.completed
             if unit.is_recorded or unit is self:
-                unit.record.end(ROLLED_BACK, undone, self._end_hooks() if unit is self else ())
-                undone = []
+                mine = (self._completed(), self._end_hooks()) if unit is self else ((), ())
+                unit.record.end(ROLLED_BACK, *mine)
 
     def withdraw(self) -> None:
         """Its block never began. Plain code; a record that may be there is ended soon."""
