@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 import orjson
@@ -359,11 +359,9 @@ def json_of(value: Any) -> str:
 
 def _storable_parts(value: Any) -> Any:
     if isinstance(value, dict):
-        parts: dict[Any, Any] = value
-        return {storable(name): _storable_parts(part) for name, part in parts.items()}
+        return {storable(name): _storable_parts(part) for name, part in cast("dict[Any, Any]", value).items()}
     if isinstance(value, list):
-        items: list[Any] = value
-        return [_storable_parts(part) for part in items]
+        return [_storable_parts(part) for part in cast("list[Any]", value)]
     return storable(value) if isinstance(value, str) else value
 
 

@@ -55,9 +55,10 @@ async def recall(run: Run) -> Ending | None:
 
 async def _answer(run: Run, row: RunRow, answers: list[Any]) -> None:
     """Read the value of a completed run, where it may be given just like that."""
-    is_open = run.transaction is not None and not _details(row).get("committed")
-    if is_open and await run.services.ask(run.host, lambda: run.services.store.read_children(row.id)):
-        return  # what it called may have hooks that are still to be called: it runs again, and finds what it called
+    if run.transaction is not None and not _details(row).get("committed"):
+        called = await run.services.ask(run.host, lambda: run.services.store.read_children(row.id))
+        if called:
+            return  # they may have hooks that are still to be called: it runs again, and finds them
     await _read_value(run, row, answers)
 
 
