@@ -156,7 +156,9 @@ async def test_values_come_back_as_the_annotation_says(ran: Executions) -> None:
     assert ran.count == {"model": 1, "pair": 1, "plain": 1, "end": 2}
 
 
-async def test_a_value_of_another_type_than_promised_now_is_made_again(ran: Executions) -> None:
+async def test_a_value_of_another_type_than_promised_now_is_made_again(
+    ran: Executions, caplog: pytest.LogCaptureFixture
+) -> None:
     @task(name="number")
     async def before() -> str:
         ran("before")
@@ -180,6 +182,7 @@ async def test_a_value_of_another_type_than_promised_now_is_made_again(ran: Exec
     ran.broken = set()
     assert await resume_flow_run(run_id) == 7
     assert ran.count == {"before": 1, "after": 1, "end": 2}
+    assert "'number' cannot be used, so it runs again: Input should be a valid integer, got '7'" in caplog.text
 
 
 @pytest.mark.parametrize("seed", range(5))

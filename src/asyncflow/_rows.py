@@ -359,9 +359,9 @@ def json_of(value: Any) -> str:
 
 def _storable_parts(value: Any) -> Any:
     if isinstance(value, dict):
-        return {storable(name): _storable_parts(part) for name, part in cast("dict[Any, Any]", value).items()}
+        return {storable(name): _storable_parts(part) for name, part in cast("Any", value).items()}
     if isinstance(value, list):
-        return [_storable_parts(part) for part in cast("list[Any]", value)]
+        return [_storable_parts(part) for part in cast("Any", value)]
     return storable(value) if isinstance(value, str) else value
 
 

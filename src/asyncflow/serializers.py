@@ -33,7 +33,7 @@ from asyncflow.error_records import error_summary
 from asyncflow.exceptions import NotJSONError
 from asyncflow.previews import preview, type_name
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "misfit"]
 
 MAX_DEPTH = 250
 """Deepest nesting that is written by the walk; orjson itself stops at 254."""
@@ -374,6 +374,16 @@ def _decode_typed(text: str, annotation: Any) -> Any:
             raise
     # pydantic's own parser stops at 200 levels and at 4,300 digits.
     return adapter.validate_python([_loads(text)], strict=False, by_alias=False, by_name=True)[0]
+
+
+def misfit(error: Exception) -> str:
+    """Why a text did not fit, in one line and without the inside of `decode`."""
+    problems: Any = getattr(error, "errors", None)
+    if problems is None:
+        return str(error)
+    first = problems(include_url=False)[0]
+    where = "".join(f"[{step!r}]" for step in first["loc"][1:])  # the first step is the list around it
+    return f"{where and f'at {where} '}{first['msg']}, got {preview(first['input'])}"
 
 
 @lru_cache(maxsize=512)

@@ -37,7 +37,7 @@ from asyncflow.exceptions import MissingResultError, NotDigestibleError, OptionE
 from asyncflow.logs import library_logger
 from asyncflow.previews import type_name
 from asyncflow.runs import TaskRun
-from asyncflow.serializers import decode
+from asyncflow.serializers import decode, misfit
 from asyncflow.states import ABSENT, StateType
 
 __all__ = ["from_cache", "keep"]
@@ -208,7 +208,7 @@ async def _find(run: Run, flight: _Flight, found: list[Ending]) -> None:
         else:
             value = decode(text, run.spec.return_hint)
     except ValueError as error:  # the annotation is another one now: so is the value
-        library_logger().info("the cached value of %r does not fit any more: %s", run.spec.name, error)
+        library_logger().info("the cached value of %r does not fit any more: %s", run.spec.name, misfit(error))
     else:
         flight.is_hit, flight.expires = True, row.expires
         found.append(_hit(flight.key, value, row.expires))

@@ -14,7 +14,7 @@ from asyncflow._rules import RESUMING, Ending
 from asyncflow._run import Run
 from asyncflow.exceptions import AsyncflowError, CodecError
 from asyncflow.logs import library_logger
-from asyncflow.serializers import decode
+from asyncflow.serializers import decode, misfit
 from asyncflow.states import StateType
 
 __all__ = ["ANSWERED", "recall", "remember"]
@@ -86,7 +86,9 @@ async def _read_value(run: Run, row: RunRow, answers: list[Any]) -> None:
         raise  # the value is there, and running everything again is not what anybody wants
     except (ValueError, AsyncflowError) as error:
         # Running it again costs time; a value of another type than the caller was promised costs more.
-        library_logger().warning("the recorded value of %r cannot be used, so it runs again: %s", row.function, error)
+        library_logger().warning(
+            "the recorded value of %r cannot be used, so it runs again: %s", row.function, misfit(error)
+        )
 
 
 def _reopen(run: Run, row: RunRow) -> None:
