@@ -1221,3 +1221,73 @@ async def test_what_hooks_call_is_done_each_time_and_is_nobody_else_s(ran: Execu
     await main()
     assert seen == [2, 2, 2]
     assert ran.count == {"x": 4, "act": 3, "undo": 2}
+
+
+async def test_what_was_committed_stays_so_whatever_becomes_of_a_later_life(ran: Executions) -> None:
+    called: list[str] = []
+
+    @task
+    async def charge(number: int) -> int:
+        ran(number)
+        return number
+
+    charge.on_commit(lambda _: called.append("mail"))
+    charge.on_rollback(lambda _: called.append("refund"))
+
+    @flow
+    async def order() -> None:
+        async with transaction():
+            await charge(1)
+            ran("inside")
+        ran("end")
+
+    ran.broken = {"end"}
+    run_id = await failed_id(order)
+    for broken in ({"inside"}, set[Any]()):
+        ran.broken = broken
+        with contextlib.suppress(LookupError):
+            await resume_flow_run(run_id)
+    assert (await get_client().read_flow_run(run_id)).state.is_completed()
+    assert (ran.count[1], called) == (1, ["mail"])
+
+
+async def test_submitted_equal_calls_come_in_the_order_they_began(ran: Executions) -> None:
+    seen: list[list[int]] = []
+
+    @task(persist_result=False)
+    async def page() -> int:
+        await anyio.sleep(0.01)
+        return 1
+
+    @task
+    async def token(page: int) -> int:
+        ran("token")
+        return ran.count["token"]
+
+    @flow
+    async def main() -> None:
+        waits, at_once = token.submit(page.submit()), token.submit(1)
+        seen.append([await waits, await at_once])
+        ran("end")
+
+    ran.broken = {"end"}
+    run_id = await failed_id(main)
+    ran.broken = set()
+    await resume_flow_run(run_id)
+    assert seen == [[2, 1], [2, 1]]
+
+
+async def test_equal_calls_of_a_cached_task_are_nothing_to_warn_of(caplog: pytest.LogCaptureFixture) -> None:
+    @task(cache_policy=INPUTS)
+    async def population(country: str) -> int:
+        await anyio.sleep(0.001)
+        return 8
+
+    @flow
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(population, "CH")
+
+    await main()
+    assert "equal arguments" not in caplog.text

@@ -2,7 +2,7 @@
 
 Not by when they began: under `gather` and in task groups that is another order each time, and an edit
 of the code would shift all that comes after it. Only calls that are equal in everything are told apart
-by their order, the one born first being answered first.
+by their order, the one that began first being answered first.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ class Past:
     __slots__ = ("_askers", "_left", "is_retry")
 
     def __init__(self, rows: Iterable[RunRow], *, is_retry: bool = False) -> None:
-        """`rows` oldest first."""
+        # In the order they began: that of submitting is another one where some waited for a future.
+        began_first = sorted(rows, key=lambda row: (row.started or row.ended or row.created, row.id))
         self.is_retry = is_retry
         """Whether they are of an earlier attempt of the same process, not of an earlier life."""
         self._left: dict[tuple[int, str, bytes], deque[RunRow]] = {}
         self._askers: dict[tuple[int, str, bytes], object] = {}
-        for row in rows:
+        for row in began_first:
             if row.digest is not None:
                 self._left.setdefault((row.kind, row.key, row.digest), deque()).append(row)
 

@@ -39,7 +39,7 @@ async def recall(run: Run) -> Ending | None:
     row, could_be_anothers = parent.past.take(run.kind, run.spec.key, run.digest, asker)
     if row is None:
         return None
-    if could_be_anothers:
+    if could_be_anothers and not run.spec.options.is_cached:
         _warn_once(run)
     if _may_answer(run, row, is_retry=parent.past.is_retry):
         answers: list[Any] = []

@@ -12,7 +12,7 @@ from asyncflow._run import Cause, Run, Waiter
 from asyncflow.context import current_run
 from asyncflow.states import StateType
 
-__all__ = ["Members"]
+__all__ = ["Members", "was_committed"]
 
 
 class Members:
@@ -40,7 +40,8 @@ class Members:
     def leave(self, run: Run) -> None:
         """A run has ended, and all that it leaves behind is there: whoever waits for it may go on at once."""
         if run.status.type is StateType.COMPLETED:
-            self.completed.append(run.id)
+            if not was_committed(run):  # what was committed in an earlier life stays so, whatever becomes of this one
+                self.completed.append(run.id)
         elif run.is_hosted and run.status.type is not None:
             self._failed.append(run)
         if run.spec.has_aftermath:
@@ -85,6 +86,11 @@ class Members:
             if run.parent not in self._open:  # those below another are told with it
                 cancel(run, Cause("cancelled because its transaction is rolled back"))
         return await host.protect(partial(_until_settled, left, host), seconds) if left else None
+
+
+def was_committed(run: Run) -> bool:
+    """Whether it is answered from a record that a transaction of an earlier life has committed."""
+    return run.is_answered and "committed" in (run.facts or {})
 
 
 async def _until_settled(runs: list[Run], host: Host) -> None:

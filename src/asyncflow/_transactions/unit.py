@@ -23,7 +23,7 @@ from asyncflow._transactions.hooks import (
     on_commit_calls,
     on_rollback_calls,
 )
-from asyncflow._transactions.members import Members
+from asyncflow._transactions.members import Members, was_committed
 from asyncflow._transactions.record import Contents, TransactionRecord, soon
 from asyncflow.exceptions import StoreError, TransactionEndedError
 from asyncflow.logs import library_logger
@@ -288,4 +288,4 @@ def _did_its_work(run: Run) -> bool:
     """
     facts = run.facts or {}
     is_cached = run.status.name == "Cached" and "cache_key" in facts
-    return run.status.type is StateType.COMPLETED and not is_cached and "committed" not in facts
+    return run.status.type is StateType.COMPLETED and not is_cached and not was_committed(run)
