@@ -562,3 +562,26 @@ async def test_a_flow_run_that_goes_on_is_not_deleted() -> None:
 
     await main()
     await get_client().delete_flow_run(ids[0])
+
+
+async def test_a_runtime_whose_opening_is_cancelled_leaves_nothing_open(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+
+    async def enter() -> None:
+        async with Runtime(tmp_path / "other"):
+            pass
+
+    for turns in range(8):
+        async with anyio.create_task_group() as group:
+            group.start_soon(enter)
+            for _ in range(turns):
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+    for _ in range(200):
+        left = [each.name for each in set(threading.enumerate()) - before if each.name.startswith("asyncflow-")]
+        if not {"asyncflow-writer", "asyncflow-upkeep"} & set(left):
+            break
+        await anyio.sleep(0.01)
+    assert not {"asyncflow-writer", "asyncflow-upkeep"} & set(left)
+    async with Runtime(tmp_path / "other"):  # and the home is as good as before
+        assert await get_client().read_flow_runs() == []

@@ -1203,7 +1203,8 @@ async def test_what_hooks_call_is_done_each_time_and_is_nobody_else_s(ran: Execu
 
     @act.on_rollback
     async def undo(_: Transaction) -> None:
-        await ticket("undo")
+        async with transaction():  # also in one of its own
+            await ticket("undo")
 
     async def announce(*_: Any) -> None:
         await ticket("x")

@@ -109,6 +109,8 @@ class Runtime:
         if self._services is not None:
             return self._services
         with self._lock:  # several readers may be its first users
+            if self._closed:
+                raise RuntimeClosedError(self.home)
             if self._services is None:
                 services = self._make_services()
                 if upkeep and not isinstance(services.store, MemoryStore):
@@ -136,10 +138,11 @@ class Runtime:
 
     def close(self) -> None:
         """Write what waits and release everything. Blocks; a second call does nothing."""
-        self._closed = True
-        _open.discard(self)
-        services, self._services = self._services, None
-        upkeep, self._upkeep = self._upkeep, None
+        with self._lock:  # one that is being opened, by a thread whose caller was cancelled, is there when that is done
+            self._closed = True
+            _open.discard(self)
+            services, self._services = self._services, None
+            upkeep, self._upkeep = self._upkeep, None
         if upkeep is not None:
             upkeep.stop()
         if services is not None:
@@ -150,9 +153,14 @@ class Runtime:
             upkeep.join()
 
     def __enter__(self) -> Self:
-        services = self.open()
-        self._token = _in_force.set(self)
-        start_again(services, claim_interrupted(services))
+        try:
+            services = self.open()
+            self._token = _in_force.set(self)
+            start_again(services, claim_interrupted(services))
+        except BaseException:  # a block that is not entered is not left
+            self._leave()
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -165,9 +173,14 @@ class Runtime:
 
     async def __aenter__(self) -> Self:
         host = host_here(self._clock)
-        services = await host.run_blocking(self.open)
-        self._token = _in_force.set(self)
-        start_again(services, await services.ask(host, partial(claim_interrupted, services)))
+        try:
+            services = await host.run_blocking(self.open)
+            self._token = _in_force.set(self)
+            start_again(services, await services.ask(host, partial(claim_interrupted, services)))
+        except BaseException as error:  # as in `__enter__`
+            self._leave()
+            await self._close_undisturbed(host, error)
+            raise
         return self
 
     async def __aexit__(

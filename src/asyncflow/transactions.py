@@ -18,7 +18,7 @@ from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here, loop_is_running_here
 from asyncflow._backend.inline import drive
 from asyncflow._rows import ACTIVE, COMMITTED, INTERRUPTED, ROLLED_BACK, storable
-from asyncflow._run import Enclosing, current_transaction
+from asyncflow._run import BESIDE, Enclosing, current_transaction
 from asyncflow._services import Services
 from asyncflow._transactions.turn import KeyTurn
 from asyncflow._transactions.unit import Unit
@@ -203,7 +203,10 @@ class Transaction:
         run, enclosing = current_run.get(), current_transaction.get()
         # In another runtime it cannot be a part: that one has another record.
         around = enclosing if isinstance(enclosing, Unit) and enclosing.services is services else None
-        unit = Unit(self, services, around, self._key, self._texts, None if run is None else run.id)
+        is_beside = enclosing is BESIDE
+        unit = Unit(
+            self, services, around, self._key, self._texts, None if run is None else run.id, is_beside=is_beside
+        )
         if around is not None:
             around.enter(unit)
         try:

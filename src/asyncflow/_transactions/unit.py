@@ -45,12 +45,16 @@ class Unit(Enclosing):
         key: str | None,
         texts: dict[str, str],
         run_id: bytes | None,
+        *,
+        is_beside: bool,
     ) -> None:
         self.handle = handle
         """The `Transaction`: hooks get it."""
         self.services = services
         self.around = around
         """The transaction that it is a part of."""
+        self.is_beside: bool = is_beside or (around is not None and around.is_beside)
+        """Whether a hook has opened it: what it holds is done each time, as all that hooks call."""
         self.state: int = ACTIVE
         self._texts = texts
         """JSON of the values that were set, by name; the handle's."""
@@ -70,6 +74,7 @@ class Unit(Enclosing):
     # --- the runs inside, on any thread
 
     def begun(self, run: Run) -> None:
+        run.is_beside = self.is_beside
         self._members.enter(run)
         if not self._accepts():
             self._members.forget(run)
