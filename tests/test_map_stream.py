@@ -471,7 +471,8 @@ async def test_failures_that_nobody_took_are_told(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         await main()
     assert "nobody looked at their futures" in caplog.text
-    assert "of 1" in caplog.text
+    # Which of them: a run that gave way to other tasks before it began is cancelled with the stream.
+    assert "of 1" in caplog.text or "of 2" in caplog.text
     assert "of 0" not in caplog.text
 
 
