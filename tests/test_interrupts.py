@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import linecache
 import os
@@ -23,7 +24,7 @@ import pytest
 import trio
 
 import asyncflow
-from asyncflow import FlowRun, Runtime, TaskRun, flow, get_client, task
+from asyncflow import FlowRun, Runtime, TaskRun, flow, get_client, runtime, task
 from asyncflow._recorded import ENDING
 from asyncflow._rows import FIRST_FINAL
 from tests.conftest import RunPython
@@ -261,6 +262,52 @@ def test_an_interrupt_while_a_result_is_encoded(home: Path) -> None:
     assert recorded(home)["returns"][0] == expected
 
 
+def test_ctrl_c_in_a_hook_leaves_the_context_of_its_thread_as_it_was(home: Path) -> None:
+    """Else what is called next would be taken for a hook's, and would not be found again when a flow is tried again."""
+    ran: list[int] = []
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    @flow(on_running=[interrupted])
+    def first() -> None: ...
+
+    @task
+    def step() -> None:
+        ran.append(1)
+
+    @flow(retries=1)
+    def second() -> None:
+        step()
+        if runtime.flow_run.run_count == 1:
+            raise LookupError
+
+    with pytest.raises(KeyboardInterrupt), trap_of_the_reset():
+        first()
+    second()
+    assert ran == [1]
+
+
+@contextlib.contextmanager
+def trap_of_the_reset() -> Iterator[None]:
+    """A second Ctrl-C, in the very line that puts the context back."""
+
+    def enter(frame: FrameType, event: str, arg: object) -> Any:
+        return line if frame.f_code.co_name == "run_hooks" else None
+
+    def line(frame: FrameType, event: str, arg: object) -> Any:
+        text = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if event == "line" and "current_transaction.reset" in text:
+            raise KeyboardInterrupt
+        return line
+
+    sys.settrace(enter)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+
+
 # --- Ctrl-C at every line of ours ----------------------------------------------------------------
 
 OURS = str(Path(asyncflow.__file__).parent) + os.sep
@@ -488,6 +535,7 @@ def test_what_a_closed_coroutine_started_is_told(home: Path) -> None:
 
 LOOP_CLOSED = """
 import asyncio
+import contextlib
 from asyncflow import flow, task
 
 @task

@@ -1018,3 +1018,42 @@ def test_threads_read_at_once(store: SQLiteStore) -> None:
         thread.join()
     assert problems == []
     assert len(store._readers) <= 4
+
+
+def test_a_fork_waits_until_nobody_uses_a_connection(run_python: RunPython) -> None:
+    """What SQLite believes to be locked at the fork, a child believes for ever."""
+    done = run_python(
+        """
+import os, sys, threading, warnings
+warnings.simplefilter("ignore")
+from asyncflow import Runtime, flow
+
+@flow
+def one(n: int) -> int:
+    return n
+
+with Runtime(durability_seconds=20) as runtime:
+    stop = threading.Event()
+
+    def busy() -> None:
+        while not stop.is_set():
+            one(1)
+            runtime.services.store.read_run(bytes(16))
+
+    threads = [threading.Thread(target=busy) for _ in range(3)]
+    for each in threads:
+        each.start()
+    for _ in range(30):
+        pid = os.fork()
+        if pid == 0:
+            with Runtime() as other:  # the same home, opened anew
+                assert other.services.store.read_run(bytes(16)) is None
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    stop.set()
+    for each in threads:
+        each.join()
+print("done")
+"""
+    )
+    assert done.stdout == "done\n"

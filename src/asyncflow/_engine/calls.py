@@ -9,7 +9,7 @@ from asyncflow._backend.inline import never_suspends
 from asyncflow._engine.checkpoints import check_call
 from asyncflow._engine.execution import execute
 from asyncflow._limiter import Limiter
-from asyncflow._run import Run
+from asyncflow._run import BESIDE, Run, current_transaction
 from asyncflow._services import Services
 from asyncflow._specs import Spec
 from asyncflow.clock import SystemClock
@@ -28,6 +28,7 @@ __all__ = [
     "limit_by_tags",
     "make_outermost",
     "open_run",
+    "restore_context",
     "tags_for",
 ]
 
@@ -65,7 +66,7 @@ async def call_async(
     home: Home, owner: object, spec: Spec, arguments: dict[str, Any], keywords: CallKeywords = PLAIN
 ) -> Any:
     """A call that is awaited: of an async function, or of `acall` for either colour."""
-    before = current_run.get()
+    before, run = current_run.get(), None
     try:
         if before is None:
             run = await _outermost(home, owner, spec, arguments)
@@ -76,14 +77,14 @@ async def call_async(
         await execute(run)
         return deliver(run, keywords.return_state)
     except BaseException:
-        current_run.set(before)  # a Ctrl-C inside the engine may have kept it from being reset
+        restore_context(before, run)
         raise
 
 
 def call_sync(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], keywords: CallKeywords = PLAIN) -> Any:
     """A plain call of a sync function, on its caller's own thread."""
     refuse_on_loop(spec)
-    before = current_run.get()
+    before, run = current_run.get(), None
     try:
         # Few frames: a hundred runs nested in each other must fit into Python's thousand.
         if before is None:
@@ -101,8 +102,18 @@ def call_sync(home: Home, owner: object, spec: Spec, arguments: dict[str, Any], 
             never_suspends(engine)
         return deliver(run, keywords.return_state)
     except BaseException:
-        current_run.set(before)  # as above: else each later call on this thread would belong to a dead run
+        restore_context(before, run)
         raise
+
+
+def restore_context(before: Run | None, run: Run | None) -> None:
+    """Make the caller's context what it was: a Ctrl-C inside the engine may have kept it from being reset.
+
+    Else each later call on this thread would belong to a dead run, or be taken for one of a hook's.
+    """
+    current_run.set(before)
+    if run is not None and not run.is_beside and current_transaction.get() is BESIDE:
+        current_transaction.set(run.transaction)
 
 
 def refuse_on_loop(spec: Spec) -> None:

@@ -11,7 +11,7 @@ from uuid import UUID
 import orjson
 
 from asyncflow._backend.detect import host_here
-from asyncflow._engine.calls import deliver, make_outermost
+from asyncflow._engine.calls import deliver, make_outermost, restore_context
 from asyncflow._engine.declared import Declared, find_declared
 from asyncflow._engine.endings import finish
 from asyncflow._engine.execution import execute
@@ -213,7 +213,7 @@ async def run_again(services: Services, claim: Claimed, return_state: bool) -> A
             await execute(run)
             return deliver(run, return_state)
         except BaseException:
-            current_run.set(before)  # as each call does
+            restore_context(before, run)  # as each call does
             raise
 
 

@@ -6,16 +6,14 @@ Guarantees:
   handler or a finalizer in the middle of one another: a deque's `append` and a `SimpleQueue`'s
   `put` are single C calls made for that. (An `Event` is not: its lock would be taken twice.)
 - What was put before a ticket is committed before the ticket is resolved.
-- Result files that no row cites are written when nobody waits for a commit: two new inodes for
-  each outermost run take longer than everything else about it.
+- Result files that no row cites are written when nobody waits for a commit: their inodes cost more than a run.
 - A job runs after everything that waited when it was called is committed, between two turns.
-- A turn that fails is tried again, with the same rows, until it works or the store is closed. An
-  error from the disk does not say that nothing was written (a failed fsync can leave the commit in
-  place), which is why every row's write can be repeated: by sequence number, or by a log line's id.
+- A turn that fails is tried again, with the same rows, until it works or the store is closed. An error from the
+  disk does not say that nothing was written (a failed fsync can leave the commit in place), which is why every
+  row's write can be repeated: by sequence number, or by a log line's id.
 
-A busy event loop lets another thread have the GIL only every 5 ms or so, and `sqlite3` gives it up
-at every statement. So a turn is one statement with a row for each run, and no BEGIN and COMMIT
-around it unless there are several.
+A busy event loop lets another thread have the GIL only every 5 ms or so, and `sqlite3` gives it up at every
+statement. So a turn is one statement with a row for each run, without BEGIN and COMMIT unless there are several.
 """
 
 from __future__ import annotations
@@ -34,6 +32,7 @@ from asyncflow.exceptions import StoreBusyError, StoreError
 from asyncflow.ids import new_id
 from asyncflow.stores._checkpoints import Checkpoints
 from asyncflow.stores._database import Database, transaction
+from asyncflow.stores._forking import SQLITE
 from asyncflow.stores._job import Job
 from asyncflow.stores._statements import (
     characters,
@@ -195,7 +194,8 @@ class Writer:
             while self._wait_for_work():
                 if not more:  # else the last turn was full: what is left has waited long enough
                     self._linger()
-                more = self._take_turn()
+                with SQLITE:
+                    more = self._take_turn()
         finally:
             with suppress(Exception):
                 self._connection.close()

@@ -22,6 +22,7 @@ from asyncflow.settings import Settings
 from asyncflow.stores import _jobs as jobs
 from asyncflow.stores import _queries as queries
 from asyncflow.stores._database import LOCKS, Database
+from asyncflow.stores._forking import SQLITE
 from asyncflow.stores._ownership import Ownership, Process
 from asyncflow.stores._writer import Writer
 
@@ -153,7 +154,7 @@ class SQLiteStore(RunStore):
     def _read(self, operation: str, sql: str, values: list[Any]) -> list[tuple[Any, ...]]:
         if self._refusal is not None:
             raise self._refusal()
-        with self._database.mapped(operation), self._reader() as reader:
+        with SQLITE, self._database.mapped(operation), self._reader() as reader:
             # All at once: a reader that stays open keeps the log from being cut back.
             return reader.execute(sql, [storable(value) for value in values]).fetchall()
 
