@@ -69,7 +69,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert len(big_job()) == LARGE
         services = runtime.services
         assert services is not None
-        services.store.write_cached(CachedRow("a key", "small", new_id(), 1, None, '{"n":1}', None))
+        services.store.write_cached(
+            CachedRow("a key", "small", new_id(), time.time_ns() // 1000, None, '{"n":1}', None)
+        )
     return home
 
 
@@ -390,7 +392,7 @@ def test_old_lock_files_of_dead_processes_are_deleted(damaged: Path) -> None:
             path.touch(0o600)
             make_old(path)
         report = examine(damaged)
-        assert report.is_sound
+        assert report.is_sound, report.findings
         assert "dead-lock" in kinds(report, "note")
         assert kinds(examine(damaged, repair=True), "repaired") == ["dead-lock"]
         left = {path.name for path in locks.iterdir()}
