@@ -913,11 +913,10 @@ async def step(number: int) -> int:
     with open(HERE + "/executed", "a") as file:
         file.write(f"{number}\\n")
     if number == 3 and sys.argv[2] == "die":
-        await anyio.sleep(0.1)  # what came before is on disk
         os.kill(os.getpid(), signal.SIGKILL)
     return number
 
-@flow(resume="auto")
+@flow(resume="auto", durability="task")  # what came before the kill is on disk
 async def steps() -> int:
     return sum([await step(number) for number in range(5)])
 
@@ -953,7 +952,7 @@ def test_a_run_of_a_killed_process_goes_on_by_itself(
 
 def test_a_run_of_a_killed_process_is_resumed_by_its_id(run_python: RunPython, tmp_path: Path, home: Path) -> None:
     program = tmp_path / "dying.py"
-    program.write_text(DYING.replace('@flow(resume="auto")', "@flow"))
+    program.write_text(DYING.replace('resume="auto", ', ""))
     run_python(program, str(tmp_path), "die", "asyncio", check=False)
     with sqlite3.connect(home / "asyncflow.db") as connection:
         [(run_id, state)] = connection.execute("SELECT id, state_type FROM flow_runs").fetchall()
@@ -1151,14 +1150,13 @@ def confirm(txn) -> None:
 async def part(number: int) -> int:
     return await take(number)
 
-@flow
+@flow(durability="task")  # what came before the kill is on disk
 async def whole() -> None:
     async with transaction():
         await take(1)
         await part(2)
         await take(3)
         if LIFE == 1:
-            await anyio.sleep(0.3)  # all of it is on disk
             os.kill(os.getpid(), signal.SIGKILL)
         if LIFE == 2:
             raise LookupError

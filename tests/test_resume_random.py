@@ -39,7 +39,6 @@ class World:
     dice: random.Random
     left: int
     ended: Counter[str] = field(default_factory=Counter[str])
-    in_threads: set[str] = field(default_factory=set[str])
 
     def step(self) -> None:
         self.left -= 1
@@ -68,7 +67,6 @@ async def flaky(label: str) -> str:
 
 @task
 def blocking(label: str) -> str:
-    world.in_threads.add(label)
     return label
 
 

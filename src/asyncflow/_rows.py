@@ -33,6 +33,7 @@ __all__ = [
     "RunRow",
     "TransactionRow",
     "default_task_run_name",
+    "details_of",
     "flow_run_of",
     "history_of",
     "json_of",
@@ -268,7 +269,7 @@ def default_task_run_name(function: str, run_id: bytes) -> str:
 
 def flow_run_of(row: RunRow) -> FlowRun:
     """The record of a flow's run (a row of kind FLOW)."""
-    details = _details(row)
+    details = details_of(row)
     parent = details.get("parent_flow_run_id")
     return FlowRun(
         **_common(row),
@@ -326,13 +327,14 @@ def _loads(text: str) -> Any:
     return json.loads(text)
 
 
-def _details(row: RunRow) -> dict[str, Any]:
+def details_of(row: RunRow) -> dict[str, Any]:
+    """The rarer facts that a row tells."""
     details: dict[str, Any] = {} if row.details is None else _loads(row.details)
     return details
 
 
 def _child_flow_run_id(row: RunRow) -> UUID | None:
-    return _uuid_of_text(_details(row).get("child_flow_run_id")) if row.kind == STAND_IN else None
+    return _uuid_of_text(details_of(row).get("child_flow_run_id")) if row.kind == STAND_IN else None
 
 
 def maybe_uuid(value: bytes | None) -> UUID | None:

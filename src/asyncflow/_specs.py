@@ -72,7 +72,7 @@ class Spec:
     def keyed(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """What of a call's arguments identifies it, and what the function itself holds: its object, a partial's own."""
         bound = None if type(self.fn) is FunctionType else _held_by(self.fn, self.hints.first)
-        excluded = self.hints.marked
+        excluded = self.not_in_key
         if not bound and not excluded:
             return arguments
         return {name: value for name, value in {**arguments, **(bound or {})}.items() if name not in excluded}

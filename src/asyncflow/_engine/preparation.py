@@ -42,23 +42,16 @@ async def prepare(run: Run) -> Ending | None:
             if not _has_past(run):  # a run that is found in the records goes on under its old id
                 _enter_pending(run)
             await _check_parameters(run)
-        if run.is_special and (stopped := await _find_record(run)):
+        if needs_identity(run):  # also a run that is given a cached value is one that is to be found again
+            identify(run)
+        if run.is_special and (stopped := await recall(run)):
             return stopped
         if run.spec.options.is_cached:
-            if needs_identity(run):  # also a run that is given a cached value is one that is to be found again
-                identify(run)
             return await from_cache(run)
     except Exception as error:  # noqa: BLE001  # the caller gets it; the run is Failed, and never was Running
         _enter_pending(run)
         return ending_of_error(error)
     return None
-
-
-async def _find_record(run: Run) -> Ending | None:
-    if not _has_past(run) or run.is_beside:
-        return None
-    identify(run)
-    return await recall(run)
 
 
 def _has_past(run: Run) -> bool:

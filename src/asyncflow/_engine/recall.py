@@ -5,11 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import orjson
-
 from asyncflow._engine.reaching import reachably
 from asyncflow._past import Past
-from asyncflow._rows import STATE_CODES, RunRow
+from asyncflow._rows import STATE_CODES, RunRow, details_of
 from asyncflow._rules import RESUMING, Ending
 from asyncflow._run import Run
 from asyncflow.exceptions import AsyncflowError, CodecError
@@ -47,7 +45,7 @@ async def recall(run: Run) -> Ending | None:
             return stopped
         if answers:
             run.stay(row, answers[0])
-            run.facts = {"committed": True} if _details(row).get("committed") else None
+            run.facts = {"committed": True} if details_of(row).get("committed") else None
             return ANSWERED
     _reopen(run, row)
     return await reachably(run, partial(_remember_children, run))
@@ -55,7 +53,7 @@ async def recall(run: Run) -> Ending | None:
 
 async def _answer(run: Run, row: RunRow, answers: list[Any]) -> None:
     """Read the value of a completed run, where it may be given just like that."""
-    if run.transaction is not None and not _details(row).get("committed"):
+    if run.transaction is not None and not details_of(row).get("committed"):
         called = await run.services.ask(run.host, lambda: run.services.store.read_children(row.id))
         if called:
             return  # they may have hooks that are still to be called: it runs again, and finds them
@@ -68,12 +66,7 @@ def _may_answer(run: Run, row: RunRow, *, is_retry: bool) -> bool:
     options = run.spec.options
     if options.refresh_cache or (is_retry and not options.reuse_on_flow_retry):
         return False
-    return not _details(row).get("rolled_back")
-
-
-def _details(row: RunRow) -> dict[str, Any]:
-    details: dict[str, Any] = {} if row.details is None else orjson.loads(row.details)
-    return details
+    return not details_of(row).get("rolled_back")
 
 
 async def _read_value(run: Run, row: RunRow, answers: list[Any]) -> None:

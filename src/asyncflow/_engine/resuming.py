@@ -19,7 +19,7 @@ from asyncflow._engine.preparation import join_parent
 from asyncflow._engine.submission import begin_hosted
 from asyncflow._past import Past
 from asyncflow._recorded import ENDING
-from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES, RunRow, state_of
+from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES, RunRow, details_of, state_of
 from asyncflow._rules import Ending
 from asyncflow._run import Run
 from asyncflow._services import Services
@@ -29,7 +29,7 @@ from asyncflow.exceptions import CannotResumeError, ParameterValidationError, Ru
 from asyncflow.logs import library_logger
 from asyncflow.states import StateType
 
-__all__ = ["Claimed", "claim_interrupted", "run_again", "start_again", "take_over"]
+__all__ = ["Claimed", "claim_interrupted", "outermost_row", "run_again", "start_again", "take_over"]
 
 _COMPLETED = STATE_CODES[StateType.COMPLETED]
 _FAILED = STATE_CODES[StateType.FAILED]
@@ -127,11 +127,16 @@ def _required(services: Services, run_id: bytes) -> RunRow:
     return row
 
 
+def outermost_row(services: Services, row: RunRow) -> RunRow:
+    """The record of the outermost run above one. Blocks."""
+    while row.parent_id is not None and (above := services.store.read_run(row.parent_id)) is not None:
+        row = above
+    return row
+
+
 def _check(services: Services, row: RunRow) -> None:
     if row.kind != FLOW or row.parent_id is not None:
-        root = row
-        while root.parent_id is not None and (above := services.store.read_run(root.parent_id)) is not None:
-            root = above
+        root = outermost_row(services, row)
         what = "it is a part of another run"
         if root.kind == FLOW:
             raise CannotResumeError(_text(row), what, f"Resume that one: {_text(root)}")
@@ -159,8 +164,7 @@ def _declared(row: RunRow) -> Declared:
 
 
 def _entrypoint(row: RunRow) -> str | None:
-    details: dict[str, Any] = {} if row.details is None else orjson.loads(row.details)
-    return details.get("entrypoint")
+    return details_of(row).get("entrypoint")
 
 
 def _check_name(row: RunRow, flow: Declared) -> None:

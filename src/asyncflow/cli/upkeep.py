@@ -8,8 +8,9 @@ from uuid import UUID
 
 from cyclopts import Parameter
 
+from asyncflow._engine.resuming import outermost_row
 from asyncflow._retention import Pace, Retention
-from asyncflow._rows import FIRST_FINAL, STATE_CODES, STATE_TYPES, RunRow, TransactionRow, maybe_uuid, state_of
+from asyncflow._rows import FIRST_FINAL, STATE_CODES, STATE_TYPES, TransactionRow, maybe_uuid, state_of
 from asyncflow._services import Services
 from asyncflow._upkeep import Sweeper, delete_batch, hooks_of, interruption, microseconds_now, reaping
 from asyncflow.cli.home import Home, open_recorded, row_of
@@ -94,18 +95,12 @@ def _deletable(services: Services, run_id: str) -> bytes:
     row = row_of(services, run_id)
     if row.parent_id is not None:
         raise CannotDeleteRunError(
-            run_id, f"it is a part of run {UUID(bytes=_root_of(services, row).id)}; delete that one"
+            run_id, f"it is a part of run {UUID(bytes=outermost_row(services, row).id)}; delete that one"
         )
     if row.state < FIRST_FINAL:
         hint = "cancel it first, or, if its process has died, let `asyncflow runs reap` end it"
         raise CannotDeleteRunError(run_id, f"it has not ended (it is {state_of(row).name}); {hint}")
     return row.id
-
-
-def _root_of(services: Services, row: RunRow) -> RunRow:
-    while row.parent_id is not None and (above := services.store.read_run(row.parent_id)) is not None:
-        row = above
-    return row
 
 
 def _is_in(services: Services, run_id: bytes, codes: frozenset[int] | None) -> bool:

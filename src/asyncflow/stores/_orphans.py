@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import orjson
-
-from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES, RunRow, moved, states_of
+from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES, RunRow, details_of, moved, states_of
 from asyncflow._rules import RESUMING
 from asyncflow.states import StateType
 
@@ -63,7 +58,4 @@ def stand_in_resuming(row: RunRow, flow: RunRow, now: int) -> RunRow:
 
 
 def _is_to_be_resumed(row: RunRow) -> bool:
-    if row.kind != FLOW or row.parent_id is not None or row.details is None:
-        return False
-    details: Mapping[str, Any] = orjson.loads(row.details)
-    return details.get("resume") == "auto"
+    return row.kind == FLOW and row.parent_id is None and details_of(row).get("resume") == "auto"
