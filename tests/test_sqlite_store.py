@@ -1021,7 +1021,10 @@ def test_threads_read_at_once(store: SQLiteStore) -> None:
 
 
 def test_a_fork_waits_until_nobody_uses_a_connection(run_python: RunPython) -> None:
-    """What SQLite believes to be locked at the fork, a child believes for ever."""
+    """What SQLite believes to be locked at the fork, a child believes for ever.
+
+    The threads open the runtime of the process meanwhile: opening counts as using.
+    """
     done = run_python(
         """
 import os, sys, threading, warnings

@@ -20,6 +20,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
 from asyncflow.exceptions import HomeError, StoreBusyError, StoreError, UnsupportedSchemaError
+from asyncflow.stores._forking import SQLITE
 from asyncflow.stores._queries import number
 from asyncflow.stores._schema import APPLICATION_ID, VERSION, migrate
 
@@ -36,6 +37,8 @@ often, so among many writers one that has waited long would lose to those that c
 _NAME = "asyncflow.db"
 _OPENING_SECONDS = 10.0
 """How long opening waits for other processes that open the same file, or write to it."""
+_INCREMENTAL = 2
+"""`PRAGMA auto_vacuum`: free pages are given back when asked."""
 _SMALLEST = 512
 """Bytes of the smallest page a database can have."""
 
@@ -77,7 +80,7 @@ class Database:
 
     def open_writer(self) -> sqlite3.Connection:
         """The connection that writes, its schema up to date; used by one thread at a time."""
-        with self.mapped("opening the database", HomeError):
+        with SQLITE, self.mapped("opening the database", HomeError):
             connection = self._connect(_OPENING_SECONDS)
             try:
                 self._prepare(connection)
@@ -145,8 +148,10 @@ class Database:
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         self._check_version(connection)
-        # Must come before the first table; lets retention give space back.
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        if number(connection, "PRAGMA auto_vacuum") != _INCREMENTAL:
+            # Must come before the first table; lets retention give space back. Setting it takes the write
+            # lock even where it is set, and whoever opens a busy database would queue for nothing.
+            connection.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
         mode = _switch_to_wal(connection)
         if mode != "wal":
             raise HomeError("opening the database", self.path, f"no write-ahead log can be kept there (got {mode!r})")

@@ -12,8 +12,9 @@ from types import TracebackType
 
 __all__ = ["SQLITE"]
 
-_LONGEST = 1.0
-"""Seconds that a fork is held up at most: one that comes too early harms the child's opening only."""
+_LONGEST = 10.0
+"""Seconds that a fork is held up at most: a disk may take that long for one commit. One that comes too
+early harms the child's opening only."""
 
 
 class _Gate:

@@ -197,7 +197,7 @@ class Writer:
                 with SQLITE:
                     more = self._take_turn()
         finally:
-            with suppress(Exception):
+            with SQLITE, suppress(Exception):
                 self._connection.close()
             late = self.last_error or StoreError("closing", self._database.path, "there was no time left to write it")
             self._resolve([each for each in self._waiting if isinstance(each, Ticket)], late)

@@ -277,7 +277,7 @@ class SQLiteStore(RunStore):
         if written and leaving.error is not None:  # harmless: the next one to look removes what is left
             _report(f"the row of this process could not be deleted: {leaving.error}")
         while self._readers:
-            with suppress(IndexError):
+            with SQLITE, suppress(IndexError):
                 self._readers.pop().close()
         if not written:
             reason = self.last_error or f"the disk did not answer within {timeout:g} seconds"
