@@ -33,6 +33,8 @@ class Settings:
     """Whether results are recorded where no `persist_result=` says."""
     grace_seconds: float = 10.0
     """How long the `finally` blocks of a cancelled run may take."""
+    drain_seconds: float = 10.0
+    """How long a runtime that is left waits for its runs before it interrupts them."""
     durability_seconds: float = 5.0
     """How long an outermost run waits for the disk to confirm its final state."""
     hook_seconds: float = 10.0
@@ -53,6 +55,8 @@ class Settings:
     """Most outermost runs that are kept, the oldest ended ones going first; 0 = no limit."""
     retention_bytes: int = 4 * 1024**3
     """Most bytes that the database may hold, the oldest ended runs going first; 0 = no limit."""
+    blocked_loop_seconds: float = 0.0
+    """An event loop that does not turn for so long is told of, with the task that blocks it; 0 = nobody looks."""
     upkeep_seconds: float = 1.0
     """How often a runtime looks whether another process on its home has died and whether there is
     something to delete; 0 = only when it opens."""
