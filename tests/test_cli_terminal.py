@@ -207,7 +207,7 @@ def test_big_tree_stays_within_the_terminal(folder: Path, terminals: list[Termin
     assert terminal.wait() == 130
 
 
-def test_ctrl_c_cancels_the_runs_and_shows_that(folder: Path, terminals: list[Terminal]) -> None:
+def test_ctrl_c_interrupts_the_runs_and_shows_that(folder: Path, terminals: list[Terminal]) -> None:
     terminal = Terminal(folder, "run", "jobs.py:outer", "-p", "path=never")
     terminals.append(terminal)
     terminal.read_until(lambda text: "wait-for-never" in text)
@@ -215,10 +215,10 @@ def test_ctrl_c_cancels_the_runs_and_shows_that(folder: Path, terminals: list[Te
     terminal.read_until()
     assert terminal.wait() == 130
     shown = terminal.screen.text()
-    assert "⊘ outer  outer-1  Cancelled  <took>  cancelled by its caller" in shown
-    assert "⊘ wait_for  wait-for-never  Cancelled" in shown
-    assert "12 Completed, 3 Cancelled, 1 Failed" in shown
-    assert "flow outer outer-1: Cancelled, interrupted by Ctrl-C" in shown
+    assert "outer  outer-1  Interrupted  <took>  interrupted because its runtime is stopping" in shown
+    assert "wait_for  wait-for-never  Interrupted" in shown
+    assert "12 Completed, 3 Interrupted, 1 Failed" in shown
+    assert "flow outer outer-1: Interrupted, interrupted by Ctrl-C" in shown
     assert "\x1b[?25h" in terminal.screen.written
     assert "Traceback" not in shown
 

@@ -50,8 +50,8 @@ def test_a_run_does_not_begin_in_the_middle() -> None:
 
 
 def test_a_run_that_is_being_stopped_does_not_just_go_on() -> None:
-    # Scheduled: another attempt after one that ran out of time in a worker thread.
-    assert TRANSITIONS[StateType.CANCELLING] - FINAL <= {StateType.SCHEDULED}
+    # Scheduled: another attempt after one that ran out of time in a worker thread. Paused: its runtime is stopping.
+    assert TRANSITIONS[StateType.CANCELLING] - FINAL <= {StateType.SCHEDULED, StateType.PAUSED}
 
 
 def test_only_a_run_that_began_completes() -> None:

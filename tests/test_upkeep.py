@@ -199,7 +199,7 @@ def test_a_home_is_kept_below_its_bytes_while_runs_go_on(tmp_path: Path) -> None
         assert kept[0] > runs / 4
         assert store.size() > limit * 0.7
         wait_until(lambda: len(folders(tmp_path)) == store.count_outermost())
-    assert largest < 1.3 * limit, f"{largest:,} bytes"
+    assert largest < 1.5 * limit, f"{largest:,} bytes"
     assert file.stat().st_size <= 1.05 * limit
 
 

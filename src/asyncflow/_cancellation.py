@@ -11,13 +11,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from asyncflow._causes import Cause
 from asyncflow._recorded import ENDING
-from asyncflow._run import Cause, Run
+from asyncflow._rules import INTERRUPTED
+from asyncflow._run import Run
 from asyncflow.error_records import error_summary
-from asyncflow.exceptions import CrashedRunError
+from asyncflow.exceptions import CrashedRunError, RunInterruptedError
 from asyncflow.states import StateType
 
-__all__ = ["bury", "cancel", "condemn", "crash", "end_tree", "lose", "must_stop", "outermost_of", "watch_deadline"]
+__all__ = [
+    "bury",
+    "cancel",
+    "condemn",
+    "crash",
+    "end_tree",
+    "give_up",
+    "lose",
+    "must_stop",
+    "outermost_of",
+    "settle_interrupted",
+    "watch_deadline",
+]
 
 _LAST_CALL = 0.9
 """The part of the grace time after which what is still open is told once more, shields or not."""
@@ -27,7 +41,7 @@ _LEAST = 0.1
 
 def cancel(run: Run, cause: Cause) -> bool:
     """Cancel an open run and everything below it, at once, from any thread; false when it has ended."""
-    if run.is_final or lose(run):
+    if run.is_over or lose(run):
         return False
     if run.host.here() and run.host.current_task() is not None:
         condemn(run, (run,), cause)
@@ -85,7 +99,7 @@ def _tell(run: Run, *, again: bool = False) -> None:
 
 def _deliver(run: Run, again: bool) -> None:
     """Cancel an open run, on its own host: once, and `again` when most of the grace time is over."""
-    if run.is_final or (run.told and not again):
+    if run.is_over or (run.told and not again):
         return
     run.told = True
     if run.stream is not None:
@@ -93,7 +107,7 @@ def _deliver(run: Run, again: bool) -> None:
     elif run.task is None:
         return  # it has not begun, and sees its cause when it does
     elif run.parent is not None and run.host.cancel_task(
-        run.task, again=again, is_ours=run.is_hosted, is_over=lambda: run.is_final
+        run.task, again=again, is_ours=run.is_hosted, is_over=lambda: run.is_over
     ):
         return
     elif run.scope is not None:
@@ -113,7 +127,7 @@ def _begin_grace(root: Run, targets: Sequence[Run], cause: Cause) -> None:
     root.timers = [
         *(root.timers or ()),
         later(left * _LAST_CALL, partial(_tell_again, targets)),
-        later(left, partial(_give_up, targets, f"ignored cancellation for {grace:g} seconds ({cause.message})")),
+        later(left, partial(give_up, targets, f"ignored cancellation for {grace:g} seconds ({cause.message})")),
     ]
 
 
@@ -126,18 +140,24 @@ def _tell_again(targets: Sequence[Run]) -> None:
                 _tell(each, again=True)
 
 
-def _give_up(targets: Sequence[Run], message: str) -> None:
-    """Record those as Crashed whose bodies go on; who only waits for them then ends by itself."""
+def give_up(targets: Sequence[Run], message: str) -> None:
+    """Record those as Crashed whose bodies go on; who only waits for them then ends by itself.
+
+    Where the runtime is stopping they are Interrupted. All in one step, so that one commit has them.
+    """
     for run in targets:
         for deaf in reversed(list(_open_below(run))):  # children first
             if not deaf.closing:
-                crash(deaf, message)
+                if deaf.cause is not None and deaf.cause.is_shutdown:
+                    interrupt(deaf, message)
+                else:
+                    crash(deaf, message)
                 deaf.settle()
                 deaf.unlink()
 
 
 def _open_below(run: Run) -> Iterator[Run]:
-    if not run.is_final:
+    if not run.is_over:
         yield run
     for child in list(run.children or ()):
         yield from _open_below(child)
@@ -147,7 +167,7 @@ def watch_deadline(run: Run, seconds: float) -> None:
     """Give a body up that goes on when its deadline, in `seconds`, and then the grace time have passed."""
     grace = run.services.settings.grace_seconds
     message = f"ignored its timeout of {seconds:g} seconds for {grace:g} seconds"
-    run.timers = [run.host.call_later(seconds + grace, partial(_give_up, (run,), message))]
+    run.timers = [run.host.call_later(seconds + grace, partial(give_up, (run,), message))]
 
 
 def crash(run: Run, message: str) -> None:
@@ -166,6 +186,39 @@ def crash(run: Run, message: str) -> None:
                     run.error = CrashedRunError(message, run.bare_state())
 
 
+def interrupt(run: Run, message: str) -> None:
+    """Record that a run, and what is open below it, was stopped with its runtime, and can be resumed. As `crash`."""
+    if run.is_torn:
+        for child in list(run.children or ()):
+            interrupt(child, message)
+        run.closing = True
+        with ENDING:
+            if run.is_torn:
+                settle_interrupted(run, StateType.PAUSED)
+                run.enter(StateType.PAUSED, run.services.clock.now(), name=INTERRUPTED, message=message)
+                if run.is_hosted:
+                    run.error = RunInterruptedError(message, run.bare_state())
+
+
+def settle_interrupted(run: Run, ending: StateType) -> None:
+    """`run` is about to end. When that is for good, so is the end of those below it that were interrupted.
+
+    They could only be resumed with it: else a run would have its final state and its children none.
+    """
+    if ending is StateType.PAUSED:
+        parent = run.parent
+        if parent is not None:
+            parent.interrupted = [*(parent.interrupted or ()), run]
+        return
+    pending, run.interrupted = run.interrupted, None
+    while pending:
+        below = pending.pop()
+        message = f"cancelled because its {run.spec.kind.value} run {run.display_name!r} ended without it"
+        pending += below.interrupted or ()
+        below.interrupted = None
+        below.enter(StateType.CANCELLED, run.services.clock.now(), message=message)
+
+
 def lose(run: Run) -> bool:
     """Whether a run's event loop was closed in the middle; it is then recorded Crashed, and its outcome can be had."""
     if run.is_settled or not run.host.is_dead():
@@ -178,7 +231,10 @@ def bury(run: Run, message: str) -> None:
     """End a run that nothing can drive any more, with everything open below it."""
     for child in list(run.children or ()):
         bury(child, message)
-    crash(run, message)
+    if run.cause is not None and run.cause.is_shutdown:
+        interrupt(run, f"{run.cause.message}; {message}")
+    else:
+        crash(run, message)
     run.settle()
     run.unlink()
 

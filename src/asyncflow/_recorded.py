@@ -14,7 +14,7 @@ from uuid import UUID
 
 from asyncflow._entrypoints import entrypoint_of
 from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, RunRow, history_of, json_of, maybe_moment, maybe_uuid, moment
-from asyncflow._rules import TRANSITIONS, check_transition
+from asyncflow._rules import INTERRUPTED, TRANSITIONS, check_transition
 from asyncflow._services import Services
 from asyncflow._specs import Spec
 from asyncflow.ids import state_id
@@ -57,9 +57,9 @@ class Recorded:
 
     __slots__ = (
         "__weakref__", "arguments", "created", "digest", "ended", "error", "error_json", "facts", "flow_run_id",
-        "history", "id", "is_answered", "kind", "latest", "name", "not_kept", "parameters_json", "parent_id",
-        "queued", "result", "root_id", "run_count", "services", "spec", "stand_in_id", "started", "status", "tags",
-        "value",
+        "history", "id", "is_answered", "journalled", "kind", "latest", "name", "not_kept", "parameters_json",
+        "parent_id", "queued", "result", "root_id", "run_count", "services", "spec", "stand_in_id", "started", "status",
+        "tags", "value",
     )  # fmt: skip
 
     id: bytes
@@ -90,6 +90,7 @@ class Recorded:
     run_count: int
     history: list[list[Any]] | None
     queued: bool
+    journalled: int
 
     is_answered: bool
     """Whether it did not run: its record of an earlier life tells its value."""
@@ -100,9 +101,10 @@ class Recorded:
     not_kept: str | None
 
     @property
-    def is_final(self) -> bool:
-        """Whether it has its final state."""
-        return self.status.type in FINAL_TYPES
+    def is_over(self) -> bool:
+        """Whether it has its final state, or was interrupted: nobody runs it any more."""
+        type_ = self.status.type
+        return type_ in FINAL_TYPES or (type_ is StateType.PAUSED and self.status.name == INTERRUPTED)
 
     @property
     def is_torn(self) -> bool:
@@ -168,6 +170,7 @@ class Recorded:
         self.latest = max(row.created, row.started or 0, row.ended or 0)
         self.history = [list(entry) for entry in history_of(row)]
         self.status = Status(row.seq, None, None, None)
+        self.journalled = row.seq
 
     def stay(self, row: RunRow, value: Any) -> None:
         """Be the completed run that is recorded in `row`, with its value: nothing is left to record."""
@@ -313,6 +316,8 @@ class Recorded:
                 details["parent_flow_run_id"] = str(UUID(bytes=self.flow_run_id))
         if self.not_kept is not None:
             details["not_kept"] = self.not_kept
+        if self.spec.keeps_items:
+            details["items"] = True
         return json_of(details) if details else None
 
 

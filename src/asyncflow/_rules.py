@@ -12,7 +12,17 @@ from asyncflow.error_records import error_summary
 from asyncflow.exceptions import IllegalTransitionError, StateNotFinalError
 from asyncflow.states import ABSENT, State, StateType, exception_for
 
-__all__ = ["RESUMING", "TRANSITIONS", "Ending", "check_transition", "ending_of_error", "ending_of_value", "one_error"]
+__all__ = [
+    "INTERRUPTED",
+    "RESUMING",
+    "STOPPING",
+    "TRANSITIONS",
+    "Ending",
+    "check_transition",
+    "ending_of_error",
+    "ending_of_value",
+    "one_error",
+]
 
 _T = StateType
 TRANSITIONS: dict[StateType | None, frozenset[StateType]] = {
@@ -29,7 +39,7 @@ TRANSITIONS: dict[StateType | None, frozenset[StateType]] = {
     _T.PAUSED: frozenset({_T.SCHEDULED, _T.PENDING, _T.RUNNING, _T.CANCELLING, _T.FAILED, _T.CANCELLED, _T.CRASHED}),
     # A cancelled body may still answer with a value or an exception of its own; one that a deadline
     # stopped in its thread may be tried again.
-    _T.CANCELLING: frozenset({_T.SCHEDULED, _T.COMPLETED, _T.FAILED, _T.CANCELLED, _T.CRASHED}),
+    _T.CANCELLING: frozenset({_T.SCHEDULED, _T.PAUSED, _T.COMPLETED, _T.FAILED, _T.CANCELLED, _T.CRASHED}),
     # Final: written once. Resuming or retrying a run by hand opens it again, as a new attempt.
     _T.COMPLETED: frozenset(),
     _T.FAILED: frozenset(),
@@ -44,6 +54,10 @@ Pending goes straight to Completed for a cached value, to Failed for invalid par
 
 RESUMING = "Resuming"
 """The name of the Pending state in which a run that had ended is opened again: the one way out of a final state."""
+INTERRUPTED = "Interrupted"
+"""The name of the Paused state of a run that waits to be resumed: its runtime has stopped, or its process died."""
+STOPPING = "its runtime is stopping"
+"""What the message of an interrupted run says when nothing went wrong."""
 
 
 def check_transition(before: StateType | None, after: StateType) -> None:
@@ -116,9 +130,12 @@ def _ending_of_states(states: list[State[Any]], value: Any) -> Ending:
         return Ending(type=StateType.FAILED, message=f"{len(open_)}/{len(states)} states are not final.", error=error)
     bad = [state for state in states if not state.is_completed()]
     type_, word = _worst_of(bad)
-    count = sum(1 for state in bad if _ranked(state.type) is type_)
+    worst = [state for state in bad if _ranked(state.type) is type_]
+    count = len(worst)
+    is_interrupted = type_ is StateType.PAUSED and all(state.name == INTERRUPTED for state in worst)
     return Ending(
         type=type_,
+        name=INTERRUPTED if is_interrupted else None,
         message=f"{count}/{len(states)} states {word}.",
         error=one_error(exception_for(each) for each in bad),
     )

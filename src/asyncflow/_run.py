@@ -12,30 +12,19 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from asyncflow._backend.base import Host, RunScope, Signal
+from asyncflow._causes import Cause
 from asyncflow._limiter import Limiter
 from asyncflow._past import Past
 from asyncflow._places import Places
 from asyncflow._recorded import ENDING, UNBORN, Recorded
 from asyncflow._rows import FLOW, TASK, CachedRow
 from asyncflow._services import Services
+from asyncflow._spans import Spans
 from asyncflow._specs import Spec
 from asyncflow.ids import new_id
 from asyncflow.states import ABSENT
 
-__all__ = ["BESIDE", "Cause", "Companion", "Enclosing", "Producer", "Run", "Waiter", "current_transaction"]
-
-
-class Cause:
-    """Why a run is being cancelled. The first one wins and is the same for the whole subtree."""
-
-    __slots__ = ("error", "message", "until")
-
-    def __init__(self, message: str, *, until: float | None = None, error: BaseException | None = None) -> None:
-        self.message = message
-        self.until = until
-        """When the grace time of everything it was told to is over, by the runtime's clock; None before it begins."""
-        self.error = error
-        """What the outermost run's caller gets instead of a cancellation: a `SystemExit` of a submitted run."""
+__all__ = ["BESIDE", "Companion", "Enclosing", "Producer", "Run", "Waiter", "current_transaction", "detached_from"]
 
 
 class Producer(Protocol):
@@ -75,6 +64,8 @@ class Enclosing(Protocol):
 
 
 current_transaction: ContextVar[Enclosing | None] = ContextVar("asyncflow_transaction", default=None)
+detached_from: ContextVar[Run | None] = ContextVar("asyncflow_detached_from", default=None)
+"""The run in whose body `detached()` is."""
 
 
 class _Beside:
@@ -113,40 +104,10 @@ class Run(Recorded):
     """One call of a flow or task while it lasts. Touched on its host only, except where said."""
 
     __slots__ = (
-        "cause",
-        "children",
-        "closing",
-        "companions",
-        "depth",
-        "drained",
-        "host",
-        "is_abandoned",
-        "is_beside",
-        "is_durable",
-        "is_forsaken",
-        "is_hosted",
-        "is_settled",
-        "is_special",
-        "is_stopped",
-        "limiters",
-        "looked_at",
-        "owner",
-        "parent",
-        "past",
-        "places",
-        "run_key",
-        "scope",
-        "spent",
-        "stream",
-        "task",
-        "timers",
-        "told",
-        "transaction",
-        "unseen",
-        "wait_for",
-        "waiters",
-        "waits",
-        "workers",
+        "cause", "children", "closing", "companions", "depth", "drained", "host", "interrupted", "is_abandoned",
+        "is_beside", "is_durable", "is_forsaken", "is_hosted", "is_settled", "is_special", "is_stopped",
+        "limiters", "looked_at", "owner", "parent", "past", "places", "run_key", "scope", "span", "spans", "spent",
+        "stream", "task", "timers", "told", "transaction", "unseen", "wait_for", "waiters", "waits", "workers",
     )  # fmt: skip
 
     owner: object
@@ -165,6 +126,8 @@ class Run(Recorded):
     closing: bool
     """Set when the body has ended: nothing may begin under it any more."""
     drained: Signal | None
+    interrupted: list[Run] | None
+    """Those called under this one that were interrupted, while it may still end in another way."""
 
     # cancelling
     cause: Cause | None
@@ -207,6 +170,11 @@ class Run(Recorded):
     """Whether its caller waits until its final state is on disk, although it is not outermost."""
     transaction: Enclosing | None
 
+    # what traces it
+    spans: Spans | None
+    """What makes its span, where its tree is traced."""
+    span: Any
+
     # its outcome
     is_settled: bool
     """Whether whoever waits for its outcome may have it."""
@@ -246,6 +214,7 @@ class Run(Recorded):
             self.depth = 1
             self.is_special = False
             self.is_durable = spec.options.durability == "task"
+            self.spans = None if services.spans is None else services.spans()
         else:
             if spec.is_flow:  # before its own id: the task run that stands for it comes first
                 self.stand_in_id = new_id()
@@ -256,19 +225,20 @@ class Run(Recorded):
             self.depth = parent.depth + 1
             self.is_special = parent.past is not None or self.depth > services.settings.nesting_limit
             self.is_durable = parent.is_durable or spec.options.durability == "task"
+            self.spans = parent.spans
         self.tags = tags
         self.transaction = current_transaction.get()
         self.status = UNBORN
         self.value = ABSENT
-        self.created = self.latest = self.run_count = self.spent = 0
+        self.created = self.latest = self.run_count = self.spent = self.journalled = 0
         self.queued = self.closing = self.told = self.is_abandoned = self.is_stopped = False
         self.is_hosted = self.is_forsaken = self.is_settled = self.looked_at = self.is_answered = self.is_beside = False
         self.name = self.parameters_json = self.started = self.ended = self.facts = self.history = None
         self.error = self.result = self.error_json = self.not_kept = self.task = self.children = None
         self.companions = self.stream = self.drained = self.cause = self.timers = self.scope = None
         self.digest = self.past = self.run_key = None
-        self.wait_for = self.limiters = self.places = self.workers = None
-        self.waiters = self.waits = self.unseen = None
+        self.interrupted = self.wait_for = self.limiters = self.places = self.workers = None
+        self.waiters = self.waits = self.unseen = self.span = None
 
     # --- the tree
 
@@ -283,7 +253,10 @@ class Run(Recorded):
         parent = self.parent
         if parent is None:
             self.services.outermost.add(self)
-            return True
+            if self.services.intake.is_open or self._may_follow():  # looked at after it was entered, as below
+                return True
+            self.services.outermost.discard(self)
+            return False
         if parent.children is None:
             with ENDING:  # two threads may bring a first child each
                 if parent.children is None:
@@ -295,6 +268,13 @@ class Run(Recorded):
                 self.transaction.ended(self)
             return False
         return True
+
+    def _may_follow(self) -> bool:
+        """Whether a run that goes on has detached it from itself, in a runtime that is drained."""
+        origin = detached_from.get()
+        if origin is None or origin.is_over or origin.services is not self.services:
+            return False
+        return self.services.intake.is_draining
 
     def unlink(self) -> None:
         """Leave the parent's open children, and wake the parent if it waits for its last one."""

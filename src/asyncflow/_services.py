@@ -5,19 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 from asyncflow._backend.base import Host
 from asyncflow._backend.threads import ThreadPool
 from asyncflow._key_locks import KeyLocks
 from asyncflow._limiter import Limiter
 from asyncflow._limits import LimitRegistry
+from asyncflow._spans import SpanSource
 from asyncflow.abc import Clock, ResultStore, RunStore
 from asyncflow.settings import Settings
 
-__all__ = ["Services"]
+__all__ = ["Intake", "Services"]
 
 T = TypeVar("T")
+
+
+class Intake:
+    """Which outermost runs may begin."""
+
+    __slots__ = ("drain_until", "is_draining", "is_open")
+
+    def __init__(self) -> None:
+        self.is_open = True
+        """Whether any may."""
+        self.is_draining = True
+        """Once it is not open: whether those may that a run which goes on has detached from itself."""
+        self.drain_until: float | None = None
+        """The end of the drain window, by the runtime's clock; None before it begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +55,12 @@ class Services:
     """The ways to cached values that runs are on, by key; see `_engine.caching`."""
     leaders: dict[Any, Any] = field(default_factory=dict[Any, Any])
     """The same by the run whose body makes the value."""
+    intake: Intake = field(default_factory=Intake)
+    """Closed when the runtime is being left; from then on what its runs are cancelled for interrupts them."""
+    spans: SpanSource | None = None
+    """Asked for each outermost run what traces it; None when nothing does."""
+    recorders: WeakValueDictionary[bytes, Any] = field(default_factory=WeakValueDictionary[bytes, Any])
+    """What records the items of the runs that go on here, by run; see `_engine.items`."""
     outermost: WeakSet[Any] = field(default_factory=WeakSet[Any])
     """The live outermost runs: what is still open when the runtime closes is recorded Crashed."""
 

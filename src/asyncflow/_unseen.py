@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncflow._run import Run
-from asyncflow.exceptions import RunCancelledError
+from asyncflow.exceptions import RunCancelledError, RunInterruptedError
 from asyncflow.logs import library_logger
 
 __all__ = ["forsake", "keep_if_failed", "warn_of_unseen"]
@@ -13,7 +13,7 @@ _MOST_NAMED = 5
 
 def keep_if_failed(run: Run) -> None:
     """A submitted run has ended; if it failed, the run around it tells of that at its own end."""
-    if run.error is None or run.looked_at or isinstance(run.error, RunCancelledError):
+    if run.error is None or run.looked_at or isinstance(run.error, RunCancelledError | RunInterruptedError):
         return
     what = f"{run.display_name!r} ({run.status.message})"
     parent = run.parent

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from asyncflow._rows import FLOW, TASK, maybe_moment, moment
-from asyncflow._run import Run, current_transaction
+from asyncflow._run import Run, current_transaction, detached_from
 
 __all__ = ["FlowRunContext", "TaskRunContext", "current_run", "current_tags", "detached", "tags"]
 
@@ -36,10 +36,12 @@ def tags(*names: str) -> Generator[frozenset[str]]:
 @contextmanager
 def detached() -> Generator[None]:
     """The next calls inside start outermost runs of their own: nothing waits for them, cancels or undoes them."""
+    origin = detached_from.set(current_run.get() or detached_from.get())
     token, transaction = current_run.set(None), current_transaction.set(None)
     try:
         yield
     finally:
+        detached_from.reset(origin)
         current_transaction.reset(transaction)
         current_run.reset(token)
 

@@ -8,10 +8,12 @@ from uuid import UUID
 
 from asyncflow._backend.detect import host_here
 from asyncflow._cancellation import cancel, outermost_of
+from asyncflow._causes import Cause
 from asyncflow._engine.declared import Declared
 from asyncflow._outcomes import wait_settled
 from asyncflow._rows import FLOW
-from asyncflow._run import Cause, Run
+from asyncflow._rules import INTERRUPTED
+from asyncflow._run import Run
 from asyncflow.client import Client
 from asyncflow.context import current_run
 from asyncflow.exceptions import CannotCancelNestedRunError, RunElsewhereError
@@ -30,17 +32,14 @@ async def cancel_flow_run(
     It returns when every `finally` block of the run is done and every record made, at the latest
     when the grace time is over; cancelling such a wait takes nothing back. Inside of the run itself
     it returns at once, and the cancellation comes at the next checkpoint. A run that has ended
-    keeps its state.
+    keeps its state, and an interrupted one, which nobody runs, is Cancelled instead of being resumed.
 
     Raises `CannotCancelNestedRunError` for a run that is a part of another one,
     `RunElsewhereError` for one of another process, `RunNotFoundError` for an unknown id.
     """
     found = _find(flow_run_id)
     if found is None:
-        state = (await (client or Client()).read_flow_run(flow_run_id)).state
-        if not state.is_final():
-            raise RunElsewhereError(flow_run_id, state)
-        return state
+        return await _cancel_recorded(flow_run_id, reason, client or Client())
     if found.parent is not None:
         raise CannotCancelNestedRunError(flow_run_id, UUID(bytes=outermost_of(found).id))
     caller = current_run.get()
@@ -77,6 +76,16 @@ async def resume_flow_run(
     """
     client = client or Client()
     return await client.resume_flow_run(flow_run_id, flow=flow, parameters=parameters, return_state=return_state)
+
+
+async def _cancel_recorded(flow_run_id: UUID | str, reason: str | None, client: Client) -> State[Any]:
+    """Cancel a run that does not go on in this process, where that can be done."""
+    run = await client.read_flow_run(flow_run_id)
+    if run.state.is_final():
+        return run.state
+    if run.state.name != INTERRUPTED:
+        raise RunElsewhereError(flow_run_id, run.state)
+    return await client.call_off_flow_run(flow_run_id, _message(reason, current_run.get()))
 
 
 def _find(flow_run_id: UUID | str) -> Run | None:

@@ -13,13 +13,14 @@ from uuid import UUID
 from asyncflow._backend.detect import host_here, loop_is_running_here
 from asyncflow._backend.inline import drive
 from asyncflow._cancellation import cancel, end_tree
+from asyncflow._causes import Cause
 from asyncflow._outcomes import time_to_wait, wait_settled
 from asyncflow._rows import maybe_uuid
 from asyncflow._rules import one_error
-from asyncflow._run import Cause, Run, Waiter
+from asyncflow._run import Run, Waiter
 from asyncflow._unseen import forsake
 from asyncflow.context import current_run
-from asyncflow.exceptions import WaitOnEventLoopError, WaitTimeoutError
+from asyncflow.exceptions import StoreError, WaitOnEventLoopError, WaitTimeoutError
 from asyncflow.logs import library_logger
 from asyncflow.placeholders import Awaited
 from asyncflow.retries import Seconds
@@ -188,6 +189,28 @@ class FlowRunFuture(RunFuture[T_co]):
     def task_run_id(self) -> UUID | None:
         """The id of the task run that stands for it in the run it is nested in; None for an outermost one."""
         return maybe_uuid(self._run.stand_in_id)
+
+    async def recorded(self) -> Self:
+        """Wait until the run is on disk, with its parameters; gives the future itself.
+
+        Whoever is told its id from then on finds it, from any process and whatever happens to this
+        one: what a handler waits for before it answers "202 Accepted". Raises `StoreError` when the
+        disk does not confirm it within `durability_seconds`.
+        """
+        run, pause = self._run, 0.0
+        services = run.services
+        host = host_here(services.clock)
+        while not run.is_settled and (not run.status.seq or run.parameters_json is None):
+            await host.sleep(pause)  # for its task to begin; one that waits for other futures takes longer
+            pause = min(pause * 2 or 0.001, 0.05)
+        seconds = services.settings.durability_seconds
+        on_disk, problem, held_back = await host.confirm(services.store, seconds)
+        if held_back is not None:
+            raise held_back
+        if not on_disk:
+            reason = problem or services.store.last_error or f"no word from the disk within {seconds:g} seconds"
+            raise StoreError(f"recording run {run.display_name!r}", services.settings.home, reason) from problem
+        return self
 
 
 class FutureList(list[RunFuture[T]]):

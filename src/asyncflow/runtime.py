@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,19 +23,20 @@ from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here, loop_is_running_here
 from asyncflow._backend.inline import drive
 from asyncflow._backend.threads import ThreadPool
-from asyncflow._cancellation import bury, cancel
+from asyncflow._cancellation import bury
 from asyncflow._engine.resuming import claim_interrupted, start_again
 from asyncflow._key_locks import KeyLocks
 from asyncflow._limiter import Limiter
-from asyncflow._outcomes import wait_settled
-from asyncflow._run import Cause, Run
+from asyncflow._otel import span_source
 from asyncflow._services import Services
+from asyncflow._shutdown import shut_down
 from asyncflow._upkeep import Upkeep
+from asyncflow._watchdog import WATCHDOG
 from asyncflow.abc import Clock, RunStore
 from asyncflow.clock import SystemClock
 from asyncflow.codecs import Codec
 from asyncflow.context import FlowRunContext, TaskRunContext
-from asyncflow.exceptions import OptionError, RuntimeClosedError
+from asyncflow.exceptions import OptionError, RuntimeClosedError, SeveralRuntimesError
 from asyncflow.results import FileResults, Storage
 from asyncflow.settings import Settings
 from asyncflow.stores.memory import MemoryStore
@@ -45,6 +50,8 @@ task_run: TaskRunContext = TaskRunContext()
 """The task run whose body executes here, likewise."""
 
 _open: WeakSet[Runtime] = WeakSet()
+_entered: list[Runtime] = []
+"""Those whose blocks somebody is in, in the order they were entered."""
 _in_force: ContextVar[Runtime | None] = ContextVar("asyncflow_runtime", default=None)
 
 
@@ -56,8 +63,17 @@ class Runtime:
     default one for the process, in `.asyncflow/` under the working folder or at `ASYNCFLOW_HOME`.
     On entering the block, interrupted runs of flows declared with `resume="auto"` go on.
 
+    Where nothing is known of the block, as in a request handler, calls use the runtime that was
+    entered on their event loop (on a thread without a loop: in the process).
+
+    Leaving the block waits at most `drain_seconds` for the runs that go on (not at all when it is left
+    by an exception), then interrupts them: they have `grace_seconds` for their clean-up, their callers
+    get `RunInterruptedError`, and they can be resumed.
+
     `codec` writes and reads the values that are recorded (to encrypt them, say), `storage` keeps
     the large and the cached ones, `store` is a store of the caller's own in place of the home's.
+    Each field of `Settings` is a keyword as well. Those that are not given come from the environment,
+    from `pyproject.toml`, or are the defaults; with `settings` they come from there alone.
 
     Opening raises `HomeError` when the home cannot be used, and `UnsupportedSchemaError` when it
     was written by a newer asyncflow.
@@ -71,9 +87,12 @@ class Runtime:
         codec: Codec | None = None,
         storage: Storage | None = None,
         clock: Clock | None = None,
-        **settings: Any,
+        settings: Settings | None = None,
+        **fields: Any,
     ) -> None:
-        self.settings: Settings = Settings.load(home=home, **settings)
+        given: dict[str, Any] = {"home": home, **fields}
+        self._fields = {name: value for name, value in given.items() if value is not None}
+        self._settings = _settings_of(settings, self._fields)
         self._clock = clock or SystemClock()
         for option, value in (("codec", codec), ("storage", storage)):
             if store is not None and value is not None:
@@ -81,13 +100,22 @@ class Runtime:
         self._given_store = store
         self._storage = storage
         self._codec = codec
-        self._codec = codec
-        self._storage = storage
         self._services: Services | None = None
         self._upkeep: Upkeep | None = None
         self._closed = False
         self._lock = threading.Lock()
         self._token: Token[Runtime | None] | None = None
+        self._host: Host | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """How it behaves. What is written in the environment and in files is read when it opens, or at the first look.
+
+        (That look blocks for about a millisecond: a file is looked for.)
+        """
+        if self._settings is None:
+            self._settings = Settings.load(**self._fields)
+        return self._settings
 
     @property
     def home(self) -> Path:
@@ -118,6 +146,8 @@ class Runtime:
                     self._upkeep.open()  # before the first run
                 self._services = services
                 _open.add(self)
+                if services.settings.blocked_loop_seconds:
+                    WATCHDOG.watch(services)
             return self._services
 
     def _make_services(self) -> Services:
@@ -131,10 +161,29 @@ class Runtime:
             results=results,
             settings=self.settings,
             clock=self._clock,
+            spans=span_source(self.settings.otel),
             threads=ThreadPool(self.settings.max_threads),
             key_locks=key_locks,
             tag_limits={tag: Limiter(limit) for tag, limit in self.settings.tag_limits.items()},
         )
+
+    def stop(self) -> None:
+        """Take no more outermost runs from now on; from any thread, or a signal handler.
+
+        It is what leaving the block begins with. A run whose caller is cancelled from now on is
+        interrupted, not cancelled.
+        """
+        if self._services is not None:
+            self._services.intake.is_open = False
+
+    @contextmanager
+    def as_current(self) -> Generator[Self]:
+        """Have the calls inside use this runtime, where several are open."""
+        token = _in_force.set(self)
+        try:
+            yield self
+        finally:
+            _in_force.reset(token)
 
     def close(self) -> None:
         """Write what waits and release everything. Blocks; a second call does nothing."""
@@ -146,6 +195,7 @@ class Runtime:
         if upkeep is not None:
             upkeep.stop()
         if services is not None:
+            WATCHDOG.forget(services)
             for run in services.live():  # of a loop that was stopped in the middle: nothing can end it now
                 bury(run, "its runtime was closed before it ended")
             services.store.close()
@@ -155,7 +205,7 @@ class Runtime:
     def __enter__(self) -> Self:
         try:
             services = self.open()
-            self._token = _in_force.set(self)
+            self._enter(host_here(self._clock))
             start_again(services, claim_interrupted(services))
         except BaseException:  # a block that is not entered is not left
             self._leave()
@@ -166,16 +216,18 @@ class Runtime:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        if not loop_is_running_here():  # it would wait for itself
-            drive(self._finish_submitted(failed=exc is not None))
-        self._leave()
-        self.close()
+        try:
+            if self._services is not None and not loop_is_running_here():  # there it would wait for itself
+                drive(shut_down(self._services, host_here(self._clock), drain=exc is None))
+        finally:
+            self._leave()
+            self.close()
 
     async def __aenter__(self) -> Self:
         host = host_here(self._clock)
         try:
             services = await host.run_blocking(self.open)
-            self._token = _in_force.set(self)
+            self._enter(host)
             start_again(services, await services.ask(host, partial(claim_interrupted, services)))
         except BaseException as error:  # as in `__enter__`
             self._leave()
@@ -188,7 +240,8 @@ class Runtime:
     ) -> None:
         host = host_here(self._clock)
         try:
-            await self._finish_submitted(failed=exc is not None)
+            if self._services is not None:
+                await shut_down(self._services, host, drain=exc is None)
         finally:
             self._leave()
             await self._close_undisturbed(host, exc)
@@ -199,36 +252,42 @@ class Runtime:
         if held_back is not None and exc is None:
             raise held_back
 
-    async def _finish_submitted(self, *, failed: bool) -> None:
-        """Wait for the runs that were submitted outside of any run; a block that failed cancels them."""
-        host = host_here(self._clock)
-        try:
-            while not failed and (left := self._submitted()):
-                await _wait_for_all(left, host)
-        finally:
-            left = self._submitted()
-            for run in left:
-                cancel(run, Cause("cancelled because its runtime was closed"))
-            if left:
-                await host.protect(partial(_wait_for_all, left, host), self.settings.grace_seconds + 1)
+    def _enter(self, host: Host) -> None:
+        self._host = host
+        _entered.append(self)
+        self._token = _in_force.set(self)
 
-    def _submitted(self) -> list[Run]:
-        services = self._services
-        return [] if services is None else [run for run in services.live() if run.is_hosted]
+    @property
+    def is_of_this_loop(self) -> bool:
+        """For the library: whether its block was entered on the event loop that runs here."""
+        return self._host is not None and not self._host.is_inline and self._host.here()
+
+    @property
+    def is_of_no_loop(self) -> bool:
+        """For the library: whether its block was entered on a thread without an event loop."""
+        return self._host is not None and self._host.is_inline
 
     def _leave(self) -> None:
+        if self in _entered:
+            _entered.remove(self)
         token, self._token = self._token, None
         if token is not None:
             _in_force.reset(token)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._services else "not open"
-        return f"<asyncflow.Runtime {str(self.home)!r} {state}>"
+        known = self._fields.get("home", "(home not read yet)") if self._settings is None else self._settings.home
+        return f"<asyncflow.Runtime {str(known)!r} {state}>"
 
 
-async def _wait_for_all(runs: list[Run], host: Host) -> None:
-    for run in runs:
-        await wait_settled(run, host, None)
+def _settings_of(settings: Any, fields: dict[str, Any]) -> Settings | None:
+    """What the arguments of a runtime say, if that is everything; None when the rest is still to be read."""
+    if settings is None:
+        Settings(**fields)  # so that a wrong argument is told where it was written
+        return None
+    if not isinstance(settings, Settings):
+        raise OptionError("settings", settings, "an asyncflow.Settings; single fields go by keyword")
+    return replace(settings, **fields)
 
 
 class _Home:
@@ -240,13 +299,34 @@ class _Home:
 
     def in_force(self) -> Services | None:
         """The services to use here, or None when the default runtime is not open yet."""
-        runtime = _in_force.get() or self._default
+        runtime = self.entered() or self._default
         return None if runtime is None else runtime.open()
 
     def explicit(self) -> Services | None:
         """The services of the runtime opened by hand that is in force here, or None."""
-        runtime = _in_force.get()
+        runtime = self.entered()
         return None if runtime is None else runtime.open()
+
+    def entered(self) -> Runtime | None:
+        """The runtime opened by hand that calls here belong to, or None.
+
+        A request handler runs in a task that knows nothing of the block around the server: it is the one
+        entered on its loop. Raises `SeveralRuntimesError` when there are several.
+        """
+        runtime = _in_force.get()
+        if runtime is not None or not _entered:
+            return runtime or self._of_test()
+        here = [each for each in list(_entered) if each.is_of_this_loop] if loop_is_running_here() else list(_entered)
+        here = here or [each for each in list(_entered) if each.is_of_no_loop]
+        if len(here) > 1:
+            raise SeveralRuntimesError([each.home for each in here])
+        return here[0] if here else self._of_test()
+
+    def _of_test(self) -> Runtime | None:
+        """The runtime of the pytest test that goes on here, which takes the place of one opened by hand."""
+        # Looked up and not registered with us: pytest's plugin is there first, and imports nothing of asyncflow's.
+        plugin = sys.modules.get("_asyncflow_pytest")
+        return None if plugin is None else plugin.runtime_of_test()
 
     def every_open(self) -> list[Services]:
         """The services of all runtimes of this process that are open."""

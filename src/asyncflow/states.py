@@ -18,6 +18,7 @@ from asyncflow.exceptions import (
     FailedRunError,
     MissingResultError,
     RunCancelledError,
+    RunInterruptedError,
     UnfinishedRunError,
 )
 
@@ -183,10 +184,8 @@ class State(Generic[T_co]):
                     )
                 return cast("T_co", None)  # a state made by hand without data
             return cast("T_co", self.data)
-        if not self.is_final():
-            raise UnfinishedRunError(f"the run is {self}, so it has no result yet", self)
         error = exception_for(self)
-        if raise_on_failure:
+        if raise_on_failure or isinstance(error, UnfinishedRunError):
             raise error
         return error
 
@@ -218,6 +217,8 @@ def exception_for(state: State[Any]) -> BaseException:
         return state.data
     if isinstance(state.data, BaseException) and state.type is not StateType.CANCELLED:
         return state.data
+    if state.type is StateType.PAUSED and state.name == "Interrupted":
+        return RunInterruptedError(state.message or "the run was interrupted", state)
     if state.type not in _WRAPPERS:
         return UnfinishedRunError(f"the run is {state}, so it has no result yet", state)
     wrapper, default = _WRAPPERS[state.type]

@@ -205,6 +205,9 @@ class AsyncioHost(LoopHost):
     def is_dead(self) -> bool:
         return self.loop.is_closed()
 
+    def is_stopped(self) -> bool:
+        return not self.loop.is_running()
+
     def cancel_task(self, task: Any, *, again: bool, is_ours: bool, is_over: Callable[[], bool]) -> bool:
         hosting: asyncio.Task[Any] = task
         if not isinstance(task, asyncio.Task):

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
+from asyncflow._backend.elsewhere import no_longer_awaited, waiting_for_disk
 from asyncflow._backend.threads import Job, ThreadPool
 from asyncflow.abc import RunStore, Ticket
 
@@ -129,6 +130,10 @@ class Host(ABC):
         """Whether its loop is closed, so that nothing on it will ever go on; from any thread."""
         return False
 
+    def is_stopped(self) -> bool:
+        """Whether its loop does not run, closed or not: nobody knows whether anything on it will go on."""
+        return self.is_dead()
+
     def cancel_task(  # only asyncio has a way
         self, task: object, *, again: bool, is_ours: bool, is_over: Callable[[], bool]
     ) -> bool:
@@ -207,7 +212,10 @@ class Host(ABC):
         """
         ticket = _SignalTicket(self._wake, self.signal())
         store.confirm(ticket)
-        held_back = None if ticket.done else await self.settle(ticket.signal, seconds, breathing=True)
+        held_back = None
+        if not ticket.done:
+            with waiting_for_disk(store, ticket):
+                held_back = await self.settle(ticket.signal, seconds, breathing=True)
         return ticket.done and ticket.error is None, ticket.error, held_back
 
     def _wake(self, tickets: list[Ticket]) -> None:
@@ -217,6 +225,7 @@ class Host(ABC):
                 ticket.signal.set()
 
         self.post(wake)
+        no_longer_awaited(tickets)  # after the post: virtual time must not jump in between
 
     # --- running
 

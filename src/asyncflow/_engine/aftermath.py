@@ -9,12 +9,23 @@ from asyncflow._engine.caching import keep
 from asyncflow._engine.hooks import run_hooks
 from asyncflow._run import Run
 from asyncflow._unseen import keep_if_failed, warn_of_unseen
-from asyncflow.exceptions import AsyncflowError, CrashedRunError, DurabilityError, RunCancelledError
+from asyncflow.exceptions import (
+    AsyncflowError,
+    CrashedRunError,
+    DurabilityError,
+    RunCancelledError,
+    RunInterruptedError,
+)
+from asyncflow.exceptions.base import StateError
 from asyncflow.states import StateType
 
 __all__ = ["conclude", "follow_up"]
 
 _ENGINE = __file__.removesuffix("aftermath.py")
+_STAND_INS: dict[StateType | None, type[StateError]] = {
+    StateType.CRASHED: CrashedRunError,
+    StateType.PAUSED: RunInterruptedError,
+}
 _TEARING = (StateType.CANCELLED, StateType.CRASHED)
 
 
@@ -62,7 +73,7 @@ def conclude(run: Run) -> None:
     run.arguments = {}
     if error is not None and run.host.is_cancellation(error):
         # Nobody who waits for it was cancelled, and its traceback would keep the body's frames alive.
-        kind = CrashedRunError if run.status.type is StateType.CRASHED else RunCancelledError
+        kind = _STAND_INS.get(run.status.type, RunCancelledError)
         run.error = kind(run.status.message or "cancelled", run.bare_state())
     elif isinstance(error, KeyboardInterrupt | SystemExit):
         run.look()  # its outermost run's caller gets it

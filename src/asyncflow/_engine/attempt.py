@@ -12,13 +12,14 @@ from typing import Any
 
 from asyncflow._backend.inline import InlineCancelled
 from asyncflow._cancellation import bury, condemn, watch_deadline
+from asyncflow._causes import Cause
 from asyncflow._engine.bodies import GENERATORS, consumed, elsewhere
-from asyncflow._engine.endings import Carried, ending_of_raised, ending_of_scope
+from asyncflow._engine.endings import Carried, ending_of_raised, ending_of_scope, is_shutdown
 from asyncflow._engine.inputs import states_of_futures
 from asyncflow._engine.reaching import needs_scope
 from asyncflow._outcomes import blocked
 from asyncflow._rules import Ending, ending_of_value
-from asyncflow._run import Cause, Run
+from asyncflow._run import Run
 from asyncflow._specs import Colour
 from asyncflow.context import current_run
 from asyncflow.error_records import error_summary
@@ -38,7 +39,10 @@ async def attempt(run: Run) -> Ending:
     seconds = run.spec.options.timeout_seconds
     host = run.host
     token = current_run.set(run)
+    attached: Any = None
     try:
+        if run.spans is not None:
+            attached = run.spans.enter(run)
         if seconds is None and not needs_scope(run):
             return ending_of_value(await _body_and_children(run))
         value: Any = None
@@ -54,10 +58,13 @@ async def attempt(run: Run) -> Ending:
         run.scope = None
         if run.timers is not None and run.cause is None:
             run.stop_timers()
-        try:  # noqa: SIM105  # `suppress` would cost each run more than all else here
+        try:
             current_run.reset(token)
         except ValueError:  # a coroutine that is closed or collected may end in another context
             pass
+        else:
+            if attached is not None and run.spans is not None:
+                run.spans.leave(attached)
 
 
 async def _body_and_children(run: Run) -> Any:
@@ -150,6 +157,9 @@ def _reason_of(run: Run, error: BaseException) -> Cause:
     if run.cause is not None:
         return run.cause
     is_cancelled = run.host.is_cancellation(error) or isinstance(error, InlineCancelled)  # the latter in a thread
+    if is_cancelled and is_shutdown(run):
+        what = f"interrupted because its {run.spec.kind.value} run {run.display_name!r} was interrupted"
+        return Cause(what, until=getattr(error, _GRACE_UNTIL, None), is_shutdown=True)
     how = "was cancelled" if is_cancelled else f"failed with {error_summary(error)}"
     if run.scope is not None and run.scope.expired:
         how = f"exceeded its timeout of {run.spec.options.timeout_seconds:g} seconds"

@@ -6,19 +6,22 @@ from typing import Any, cast
 
 from asyncflow._backend.base import RunScope
 from asyncflow._backend.inline import InlineCancelled
-from asyncflow._cancellation import must_stop
+from asyncflow._cancellation import must_stop, settle_interrupted
+from asyncflow._causes import Cause
 from asyncflow._recorded import ENDING
-from asyncflow._rules import Ending, ending_of_error
-from asyncflow._run import Cause, Run
+from asyncflow._rules import INTERRUPTED, STOPPING, Ending, ending_of_error
+from asyncflow._run import Run
 from asyncflow.error_records import encode_error
-from asyncflow.exceptions import CrashedRunError, NotJSONError, RunCancelledError
+from asyncflow.exceptions import CrashedRunError, NotJSONError, RunCancelledError, RunInterruptedError
 from asyncflow.logs import library_logger
 from asyncflow.serializers import encode
 from asyncflow.states import StateType
 
-__all__ = ["Carried", "ending_of_cause", "ending_of_raised", "ending_of_scope", "finish"]
+__all__ = ["Carried", "ending_of_cause", "ending_of_raised", "ending_of_scope", "finish", "is_shutdown"]
 
 _BY_CALLER = "cancelled by its caller"
+_OURS = (RunCancelledError, RunInterruptedError, CrashedRunError)
+_STOPPED = (StateType.CANCELLED, StateType.PAUSED)
 
 
 class Carried(Exception):
@@ -33,12 +36,11 @@ def ending_of_raised(run: Run, error: BaseException) -> Ending:
     if isinstance(error, Carried):
         error = error.error
     if run.host.is_cancellation(error):
-        if run.is_abandoned:
-            return Ending(type=StateType.CRASHED, message=_ignored(run, _why_cancelled(run)), error=error)
-        return Ending(type=StateType.CANCELLED, message=_why_cancelled(run), error=error)
+        return _stopped(run, _why_cancelled(run), error)
     if isinstance(error, InlineCancelled):  # a body in a worker thread stopped at a checkpoint
-        message = _why_cancelled(run)
-        return Ending(type=StateType.CANCELLED, message=message, error=RunCancelledError(message))
+        return _stopped(run, _why_cancelled(run))
+    if isinstance(error, KeyboardInterrupt) and is_shutdown(run):  # the only way to stop a body on its caller's thread
+        return _stopped(run, _why_cancelled(run), error)
     if run.cause is not None and _is_only_of_cancelled_runs(error):
         return ending_of_cause(run)  # our own word coming back: a run below was told a moment earlier
     # A nursery that was cancelled while a child of it failed raises both: the failure is the body's answer.
@@ -50,7 +52,19 @@ def _is_only_of_cancelled_runs(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         group: Any = cast("Any", error)
         return all(_is_only_of_cancelled_runs(each) for each in group.exceptions)
-    return isinstance(error, RunCancelledError)
+    return isinstance(error, RunCancelledError | RunInterruptedError)
+
+
+def is_shutdown(run: Run) -> bool:
+    """Whether what stops the run is that its runtime is being left: it is interrupted then, and may be resumed."""
+    above: Run | None = run
+    while above is not None:
+        if above.cause is not None:
+            return above.cause.is_shutdown
+        if above is not run and above.scope is not None and above.scope.expired:
+            return False
+        above = above.parent
+    return not run.services.intake.is_open  # its caller was cancelled meanwhile: with the program, most likely
 
 
 def _why_cancelled(run: Run) -> str:
@@ -65,7 +79,7 @@ def _why_cancelled(run: Run) -> str:
         if above.scope is not None and above.scope.expired:
             return f"{who} exceeded its timeout of {above.spec.options.timeout_seconds:g} seconds"
         above = above.parent
-    return _BY_CALLER
+    return _BY_CALLER if run.services.intake.is_open else f"{_BY_CALLER} while {STOPPING}"
 
 
 def ending_of_scope(run: Run, scope: RunScope) -> Ending:
@@ -86,15 +100,26 @@ def ending_of_scope(run: Run, scope: RunScope) -> Ending:
 def ending_of_cause(run: Run) -> Ending:
     """The ending of a run that the tree stopped while its caller goes on."""
     cause = run.cause or Cause("cancelled")
-    if run.is_abandoned:
+    if run.is_abandoned and not cause.is_shutdown:
         message = _ignored(run, cause.message)
         return Ending(type=StateType.CRASHED, message=message, error=CrashedRunError(message))
     if cause.error is not None and run.parent is None:
         return ending_of_error(cause.error)
-    error: BaseException = RunCancelledError(cause.message)
-    if run.host.is_inline and must_stop(run.parent):
-        error = InlineCancelled()  # its caller, in the same thread, is to stop as well
-    return Ending(type=StateType.CANCELLED, message=cause.message, error=error)
+    # Its caller, in the same thread, is to stop as well.
+    error = InlineCancelled() if run.host.is_inline and must_stop(run.parent) else None
+    return _stopped(run, cause.message, error)
+
+
+def _stopped(run: Run, message: str, error: BaseException | None = None) -> Ending:
+    """The ending of a body that was cancelled; `error` is what its caller gets, else one of ours."""
+    if is_shutdown(run):
+        if run.is_abandoned:
+            message += " (abandoned: its thread still runs)"
+        error = error or RunInterruptedError(message)
+        return Ending(type=StateType.PAUSED, name=INTERRUPTED, message=message, error=error)
+    if run.is_abandoned and error is not None:
+        return Ending(type=StateType.CRASHED, message=_ignored(run, message), error=error)
+    return Ending(type=StateType.CANCELLED, message=message, error=error or RunCancelledError(message))
 
 
 def _ignored(run: Run, reason: str) -> str:
@@ -109,23 +134,24 @@ def finish(run: Run, ending: Ending) -> None:
             run.error = ending.error
             return
         run.enter(StateType.PENDING, run.services.clock.now())
-    if ending.type is StateType.COMPLETED and not run.is_final:
+    if ending.type is StateType.COMPLETED and not run.is_over:
         ending = _keep_value(run, ending)
     error_json = None
-    if ending.error is not None and ending.type is not StateType.CANCELLED:
+    if ending.error is not None and ending.type not in _STOPPED:
         error_json = encode_error(ending.error)
     message = ending.message
     if run.cause is not None and ending.type in (StateType.COMPLETED, StateType.FAILED):
         message = f"{message or 'completed'} (after it was asked to stop: {run.cause.message})"
     with ENDING:
-        if run.is_final:
+        if run.is_over:
             _disown(run, ending)
             return
         run.value = ending.value
         run.error = ending.error
         run.error_json = error_json
+        settle_interrupted(run, ending.type)
         run.enter(ending.type, run.services.clock.now(), name=ending.name, message=message, facts=ending.facts)
-    if isinstance(ending.error, RunCancelledError | CrashedRunError) and ending.error.state is None:
+    if isinstance(ending.error, _OURS) and ending.error.state is None:
         ending.error.state = run.bare_state()  # one of ours: it was made before there was a state
 
 
@@ -133,7 +159,8 @@ def _disown(run: Run, ending: Ending) -> None:
     """A run that was given up has ended after all: whoever called it gets what the record says."""
     run.error = ending.error
     if run.error is None or isinstance(run.error, Exception):
-        run.error = CrashedRunError(run.status.message or "the run crashed", run.bare_state())
+        kind = RunInterruptedError if run.status.type is StateType.PAUSED else CrashedRunError
+        run.error = kind(run.status.message or "the run crashed", run.bare_state())
         run.error.__cause__ = ending.error
 
 

@@ -132,7 +132,7 @@ def _begin(run: Run) -> None:
 
 async def _last_word(run: Run, ending: Ending, asked: int) -> Ending | None:
     """The ending of a run whose attempt failed; None when there is to be another attempt."""
-    if run.is_final or run.cause is not None or run.run_count - run.spent > run.spec.options.retries:
+    if run.is_over or run.cause is not None or run.run_count - run.spent > run.spec.options.retries:
         return ending
     if run.host.cancels_asked() > asked and not _is_ambiguous(ending):
         return ending  # it answered its caller's cancellation with an exception: the caller wants no more of it

@@ -9,8 +9,9 @@ from typing import Any
 
 from asyncflow._backend.base import Host, Signal
 from asyncflow._cancellation import cancel
+from asyncflow._causes import Cause
 from asyncflow._outcomes import blocked
-from asyncflow._run import Cause, Run, Waiter
+from asyncflow._run import Run, Waiter
 from asyncflow._services import Services
 from asyncflow._unseen import keep_if_failed
 from asyncflow.futures import RunFuture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 from asyncflow._backend.base import Host, Signal
@@ -17,7 +18,7 @@ from asyncflow._outcomes import blocked
 from asyncflow._places import Places
 from asyncflow._rules import Ending, ending_of_error
 from asyncflow._run import Run
-from asyncflow.exceptions import NestingTooDeepError, RunEndedError
+from asyncflow.exceptions import NestingTooDeepError, RunEndedError, RuntimeStoppingError
 from asyncflow.parameters import encode_parameters
 from asyncflow.states import StateType
 
@@ -25,9 +26,15 @@ __all__ = ["join_parent", "not_begun", "prepare", "take_places"]
 
 
 def join_parent(run: Run) -> None:
-    """Make a run one of its parent's open children. Raises `RunEndedError` when the parent takes none any more."""
-    if not run.link():
-        raise RunEndedError(run.spec.name, run.parent.display_name if run.parent else "")
+    """Make a run one of its parent's open children, or of its runtime's.
+
+    Raises `RunEndedError` or `RuntimeStoppingError` when that takes none any more.
+    """
+    if run.link():
+        return
+    if run.parent is None:
+        raise RuntimeStoppingError(run.spec.name, run.services.settings.home)
+    raise RunEndedError(run.spec.name, run.parent.display_name)
 
 
 async def prepare(run: Run) -> Ending | None:
@@ -60,6 +67,11 @@ def _has_past(run: Run) -> bool:
 
 def not_begun(run: Run) -> Ending:
     """The ending of a run that was submitted, and cancelled before it began."""
+    if run.spec.model is not None and run.parameters_json is None:
+        with suppress(Exception):  # as they were given: it may be resumed
+            limit = run.services.settings.parameters_limit
+            hidden = run.spec.model.secrets_in(run.arguments, checked=False)
+            run.parameters_json = encode_parameters(run.arguments, flow=run.spec.name, limit=limit, hidden=hidden)
     _enter_pending(run)
     return ending_of_cause(run)
 
@@ -81,13 +93,16 @@ async def _check_parameters(run: Run) -> None:
     if spec.model is not None:
         run.name = run.name or slug(run.id)
         limit = run.services.settings.parameters_limit
+        checked = False
         try:
             if spec.options.validate_parameters:
                 if spec.model.needs_loading(run.arguments):  # that takes longer than a loop should be held
                     await run.host.run_blocking(spec.model.load)
                 run.arguments = spec.model.validate(dict(run.arguments))
+                checked = True
         finally:  # also what was refused is on record
-            run.parameters_json = encode_parameters(run.arguments, flow=spec.name, limit=limit)
+            hidden = spec.model.secrets_in(run.arguments, checked=checked)
+            run.parameters_json = encode_parameters(run.arguments, flow=spec.name, limit=limit, hidden=hidden)
     if spec.options.run_name is not None:
         run.name = name_of_run(run) or run.name  # an empty one is none
 

@@ -17,19 +17,25 @@ from asyncflow._engine.endings import finish
 from asyncflow._engine.execution import execute
 from asyncflow._engine.preparation import join_parent
 from asyncflow._engine.submission import begin_hosted
+from asyncflow._moved import MovedRun
 from asyncflow._past import Past
 from asyncflow._recorded import ENDING
-from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES, RunRow, details_of, state_of
+from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES, RunRow, details_of, moved, state_of
 from asyncflow._rules import Ending
 from asyncflow._run import Run
 from asyncflow._services import Services
 from asyncflow._unseen import forsake
 from asyncflow.context import current_run, detached
-from asyncflow.exceptions import CannotResumeError, ParameterValidationError, RunNotFoundError
+from asyncflow.exceptions import (
+    CannotCancelNestedRunError,
+    CannotResumeError,
+    ParameterValidationError,
+    RunNotFoundError,
+)
 from asyncflow.logs import library_logger
 from asyncflow.states import StateType
 
-__all__ = ["Claimed", "claim_interrupted", "outermost_row", "run_again", "start_again", "take_over"]
+__all__ = ["Claimed", "call_off", "claim_interrupted", "outermost_row", "run_again", "start_again", "take_over"]
 
 _COMPLETED = STATE_CODES[StateType.COMPLETED]
 _FAILED = STATE_CODES[StateType.FAILED]
@@ -110,6 +116,24 @@ def claimed(services: Services, run_id: bytes, flow: Declared | None, parameters
     if taken is None:
         raise CannotResumeError(_text(row), "somebody else has just taken it", "Look at it again: it is running.")
     return Claimed(taken, row, flow, arguments, children)
+
+
+def call_off(services: Services, run_id: bytes, message: str) -> None:
+    """Make an outermost run Cancelled that was interrupted and that nobody runs, with everything below it. Blocks.
+
+    Raises `CannotResumeError` when somebody has just taken it, to run it, and `CannotCancelNestedRunError`.
+    """
+    store, now = services.store, _now(services)
+    row, *below = store.read_tree(run_id)
+    if row.parent_id is not None:
+        raise CannotCancelNestedRunError(_text(row), _text(outermost_row(services, row)))
+    taken = store.claim(row.id, row.seq, now)
+    if taken is None:
+        raise CannotResumeError(_text(row), "somebody else has just taken it", "Look at it again: it is running.")
+    for each in reversed([taken, *below]):  # children first, as always
+        if each.state < FIRST_FINAL:
+            ended = moved(each, StateType.CANCELLED, now, message=message)
+            store.put(MovedRun(row.id, ended._replace(owner=store.owner)))
 
 
 def _now(services: Services) -> int:

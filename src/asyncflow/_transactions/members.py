@@ -7,8 +7,9 @@ from functools import partial
 
 from asyncflow._backend.base import Host
 from asyncflow._cancellation import bury, cancel
+from asyncflow._causes import Cause
 from asyncflow._outcomes import wait_settled
-from asyncflow._run import Cause, Run, Waiter
+from asyncflow._run import Run, Waiter
 from asyncflow.context import current_run
 from asyncflow.states import StateType
 

@@ -1,130 +1,150 @@
-"""Ctrl-C with a way out: a run that ignores its cancellation cannot keep the process for ever.
+"""Ctrl-C and SIGTERM for the commands that run flows: an orderly stop, then a quicker one, then none.
 
-The event loop answers Ctrl-C as it always does, by cancelling. What has not ended when the time for
-clean-ups is over is recorded Crashed, and the process leaves without asking anybody: Python has no
-means to end a coroutine that swallows its cancellation.
+The first signal interrupts the runs, which have their time for clean-ups and can be resumed. The
+second does not wait for those any longer. The third leaves without recording anything. A run that
+ignores its cancellation cannot keep the process either: Python has no means to end a coroutine that
+swallows it, so the process leaves when the time for clean-ups is over.
 """
 
 from __future__ import annotations
 
 import gc
-import json
+import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
-from asyncflow._rows import FIRST_FINAL, STATE_CODES, RunRow
+from asyncflow._moved import MovedRun
+from asyncflow._rows import FIRST_FINAL, moved
+from asyncflow._rules import INTERRUPTED, STOPPING
 from asyncflow._services import Services
-from asyncflow.abc import Recordable, Ticket
+from asyncflow._shutdown import interrupt_now
+from asyncflow.abc import Ticket
 from asyncflow.exceptions import AsyncflowError
+from asyncflow.runtime import HOME
 from asyncflow.states import StateType
 
-__all__ = ["collect_torn_runs", "handler_restored", "way_out"]
+__all__ = ["Stopper"]
 
-_CRASHED = STATE_CODES[StateType.CRASHED]
 _MARGIN_SECONDS = 2.0
+_THIRD = 3
+_Wish = Literal["stop", "be quick", "ended"]
 
 
-@contextmanager
-def way_out(services: Services, run_id: Callable[[], bytes | None], leave: Callable[[str], None]) -> Generator[None]:
-    """While this is open, on the loop's own thread, the first Ctrl-C starts the time for clean-ups.
+class Stopper:
+    """What the signals do while a flow runs. Made and used on the main thread."""
 
-    `run_id` gives the outermost run. `leave(message)` is called last, on a thread of ours, and must
-    not return.
-    """
-    settings = services.settings
-    seconds = settings.grace_seconds + settings.durability_seconds + _MARGIN_SECONDS
-    ended = threading.Event()
-
-    def wait() -> None:
-        if not ended.wait(seconds):
-            with suppress(AsyncflowError):  # nothing more can be done about it, and leaving must not fail
-                _abandon(services, run_id())
-            leave(f"it has not ended {seconds:g} seconds after Ctrl-C; what is still open is recorded Crashed")
-
-    waiting = threading.Thread(target=wait, name="asyncflow-way-out", daemon=True)
-    answer = signal.getsignal(signal.SIGINT)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if waiting.ident is None:
-            waiting.start()
-        if callable(answer):
-            answer(number, frame)
-
-    if not callable(answer):  # ignored, or not Python's: there is no Ctrl-C to answer
-        yield
-        return
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        ended.set()
-        signal.signal(signal.SIGINT, answer)  # the loop takes its own one away, and no other
-
-
-@contextmanager
-def handler_restored() -> Generator[None]:
-    """Around a whole event loop: one that was torn apart leaves a handler that keeps its tasks alive."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
-
-
-def collect_torn_runs(services: Services) -> None:
-    """Let runs that a repeated Ctrl-C tore out of their loop end, and wait for the record of that.
-
-    What else dies with them complains that its loop is gone, which is what was asked for.
-    """
-    hook, sys.unraisablehook = sys.unraisablehook, _ignore
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
-    recorded = threading.Event()
-    services.store.confirm(Ticket(lambda _: recorded.set()))
-    recorded.wait(services.settings.durability_seconds)
-
-
-def _ignore(_: object) -> None:
-    pass
-
-
-def _abandon(services: Services, run_id: bytes | None) -> None:
-    if run_id is not None:
-        for row in services.store.read_tree(run_id):
-            if row.state < FIRST_FINAL:
-                services.store.put(_Abandoned(run_id, row))
-    services.store.close()
-
-
-class _Abandoned(Recordable):
-    """A run that did not end, as it is to be recorded."""
-
-    def __init__(self, root_id: bytes, row: RunRow) -> None:
-        self.queued = False
-        self._root_id = root_id
-        self._row = row
+    def __init__(
+        self, services: Services, run_id: Callable[[], bytes | None], leave: Callable[[str, int], None]
+    ) -> None:
+        """`run_id` gives the outermost run. `leave(message, status)` is called last, and must not return."""
+        self._services = services
+        self._run_id = run_id
+        self._leave = leave
+        self._wishes: SimpleQueue[_Wish] = SimpleQueue()  # may be filled by a signal handler, whatever it interrupts
+        self._count = 0
+        self._in_loop = False
+        self.signal: signal.Signals | None = None
+        """The first that came."""
 
     @property
-    def root_id(self) -> bytes:
-        return self._root_id
+    def status(self) -> int | None:
+        """The exit status that tells of the signal; None when there was none."""
+        return None if self.signal is None else 128 + self.signal
 
-    def rows(self) -> Sequence[RunRow]:
-        row, at = self._row, int(time.time() * 1_000_000)
-        message = "ignored its cancellation until the process left"
-        history = None if row.history is None else _with_entry(row.history, [_CRASHED, None, message, at])
-        return [
-            row._replace(state=_CRASHED, state_name=None, message=message, ended=at, seq=row.seq + 1, history=history)
-        ]
+    @property
+    def cause(self) -> str:
+        """What stopped it, for people."""
+        return "Ctrl-C" if self.signal in (None, signal.SIGINT) else self.signal.name
+
+    @contextmanager
+    def answering(self) -> Generator[None]:
+        """While this is open the signals are answered here."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        # An ignored one stays ignored: a shell starts background jobs like that.
+        ours = [number for number, handler in before.items() if handler is not signal.SIG_IGN and handler is not None]
+        for number in ours:
+            signal.signal(number, self._answer)
+        thread = threading.Thread(target=self._carry_out, name="asyncflow-way-out", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._wishes.put("ended")
+            for number in ours:
+                signal.signal(number, before[number])
+
+    @contextmanager
+    def in_loop(self) -> Generator[None]:
+        """While an event loop runs on this thread: it is told by cancelling; a KeyboardInterrupt tears it apart."""
+        self._in_loop = True
+        try:
+            yield
+        finally:
+            self._in_loop = False
+
+    def _answer(self, number: int, _: FrameType | None) -> None:
+        # As little as possible: this interrupts whatever the thread is at. A thread does the rest.
+        self._count += 1
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+        if self._count >= _THIRD:
+            os._exit(self.status or 1)
+        self._wishes.put("stop" if self._count == 1 else "be quick")
+        if self._count == 1 and not self._in_loop:
+            self._services.intake.is_open = False  # before what it raises: the run is interrupted, not crashed
+            raise KeyboardInterrupt  # the only way to stop a body on its caller's own thread
+
+    def _carry_out(self) -> None:
+        if self._wishes.get() == "ended":
+            return
+        for services in HOME.every_open():
+            interrupt_now(services)
+        settings = self._services.settings
+        seconds = settings.grace_seconds + settings.durability_seconds + _MARGIN_SECONDS
+        try:
+            why = "it was stopped again" if self._wishes.get(timeout=seconds) == "be quick" else None
+        except Empty:
+            why = f"it has not ended {seconds:g} seconds after {self.cause}"
+        if why is not None:
+            with suppress(AsyncflowError):  # nothing more can be done about it, and leaving must not fail
+                self._abandon(why)
+            self._leave(f"{why}; what was still open is recorded as interrupted", self.status or 1)
+
+    def _abandon(self, why: str) -> None:
+        store, run_id = self._services.store, self._run_id()
+        if run_id is not None:
+            self._wait_for_the_disk()  # what began a moment ago is on its way
+            for row in reversed(store.read_tree(run_id)):
+                if row.state < FIRST_FINAL and row.state_name != INTERRUPTED:
+                    message = f"interrupted because {STOPPING}; {why}"
+                    now = int(time.time() * 1_000_000)
+                    store.put(MovedRun(run_id, moved(row, StateType.PAUSED, now, name=INTERRUPTED, message=message)))
+        store.close()
+
+    def collect_torn_runs(self) -> None:
+        """Let runs that a KeyboardInterrupt tore out of the engine end, and wait for the record of that.
+
+        What else dies with them complains that its loop is gone, which is what was asked for.
+        """
+        hook, sys.unraisablehook = sys.unraisablehook, _ignore
+        try:
+            gc.collect()
+        finally:
+            sys.unraisablehook = hook
+        self._wait_for_the_disk()
+
+    def _wait_for_the_disk(self) -> None:
+        recorded = threading.Event()
+        self._services.store.confirm(Ticket(lambda _: recorded.set()))
+        recorded.wait(self._services.settings.durability_seconds)
 
 
-def _with_entry(history: str, entry: list[Any]) -> str:
-    return json.dumps([*json.loads(history), entry])
+def _ignore(_: Any) -> None:
+    pass

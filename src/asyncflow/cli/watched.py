@@ -23,7 +23,7 @@ from rich.text import Text
 
 from asyncflow._rows import flow_run_of
 from asyncflow._services import Services
-from asyncflow.cli.interrupts import collect_torn_runs, handler_restored, way_out
+from asyncflow.cli.interrupts import Stopper
 from asyncflow.cli.live import View, Watcher, listen, make_view, state_style
 from asyncflow.cli.load import spec_of
 from asyncflow.cli.output import complain, error_console, json_text, one_line
@@ -77,18 +77,19 @@ def call_watched(
     """
     services = HOME.open_default()
     console = error_console()
-    outcome, run_id = _watched(flow, call, look.backend, services, make_view(console, plain=look.plain))
+    outcome, run_id, stopper = _watched(flow, call, look.backend, services, make_view(console, plain=look.plain))
     if outcome.error is not None and look.traceback:
         console.print("".join(traceback.format_exception(outcome.error)).rstrip(), soft_wrap=True)
     if outcome.is_interrupt:
         outcome.error = KeyboardInterrupt()  # without a traceback, which would keep torn runs alive
-        collect_torn_runs(services)
+        stopper.collect_torn_runs()
     run = _record(services, run_id)
     if outcome.error is None:
         write(_result_text(outcome.value))
         return COMPLETED if run is None or run.state.is_completed() else NOT_COMPLETED
-    _report(console, flow, run, outcome)
-    return INTERRUPTED if outcome.is_interrupt else NOT_COMPLETED
+    is_stopped = stopper.signal is not None or outcome.is_interrupt
+    _report(console, flow, run, outcome.error, stopper.cause if is_stopped else None)
+    return (stopper.status or INTERRUPTED) if is_stopped else NOT_COMPLETED
 
 
 # --- the call --------------------------------------------------------------------------------
@@ -100,19 +101,21 @@ def _watched(
     backend: Backend,
     services: Services,
     view: View,
-) -> tuple[_Outcome, bytes | None]:
-    """Call the flow and show how it goes; gives what became of it and the id of its run."""
+) -> tuple[_Outcome, bytes | None, Stopper]:
+    """Call the flow and show how it goes; gives what became of it, the id of its run, and what stopped it."""
     watcher = Watcher(services.store, view)
+    stopper = Stopper(services, lambda: watcher.run_id, partial(_leave, watcher))
     outcome = _Outcome()
     watcher.start()
     try:
-        listen(view)
-        outcome.value = call(_announced(flow, watcher.follow), partial(_in_loop, backend, services, watcher))
+        with stopper.answering():
+            listen(view)
+            outcome.value = call(_announced(flow, watcher.follow), partial(_in_loop, backend, stopper))
     except BaseException as error:  # noqa: BLE001  # whatever it is, it is told and gives the exit status
         outcome.error = error
     finally:
         watcher.close()
-    return outcome, watcher.run_id
+    return outcome, watcher.run_id, stopper
 
 
 def _announced(flow: Flow[..., Any], follow: Callable[[bytes], None]) -> Flow[..., Any]:
@@ -128,19 +131,15 @@ def _announced(flow: Flow[..., Any], follow: Callable[[bytes], None]) -> Flow[..
     )
 
 
-def _leave(watcher: Watcher, message: str) -> None:
+def _leave(watcher: Watcher, message: str, status: int) -> None:
     watcher.abandon()
     complain(message)
-    os._exit(INTERRUPTED)
+    os._exit(status)
 
 
-def _in_loop(backend: Backend, services: Services, watcher: Watcher, work: Callable[[], Awaitable[Any]]) -> Any:
-    async def with_a_way_out() -> Any:
-        with way_out(services, lambda: watcher.run_id, leave=partial(_leave, watcher)):
-            return await work()
-
-    with handler_restored():
-        return anyio.run(with_a_way_out, backend=backend)
+def _in_loop(backend: Backend, stopper: Stopper, work: Callable[[], Awaitable[Any]]) -> Any:
+    with stopper.in_loop():
+        return anyio.run(work, backend=backend)
 
 
 def _record(services: Services, run_id: bytes | None) -> FlowRun | None:
@@ -160,25 +159,26 @@ def _result_text(value: Any) -> str:
         return json_text({PREVIEW_KEY: preview(value)})
 
 
-def _report(console: Console, flow: Flow[..., Any], run: FlowRun | None, outcome: _Outcome) -> None:
-    """What went wrong, where, and where to read more."""
-    error = outcome.error
-    assert error is not None
+def _report(
+    console: Console, flow: Flow[..., Any], run: FlowRun | None, error: BaseException, stopped_by: str | None
+) -> None:
+    """What went wrong, where, and what to do next."""
     text = Text()
     if run is not None:
         mark, style = state_style(run.state.type)
         text.append(f"{mark} flow {one_line(flow.name)} {one_line(run.name)}: {run.state.name}", style)
     else:
         text.append(f"✗ flow {one_line(flow.name)}", "bold red")
-    if outcome.is_interrupt:
-        text.append(", interrupted by Ctrl-C")
+    if stopped_by is not None:
+        text.append(f", interrupted by {stopped_by}")
     else:
         for leaf in islice(_leaves(error), _MOST_LEAVES):
             text.append(f"\n  {one_line(error_summary(leaf), 1000)}")
             place = _place(leaf.__traceback__)
             text.append(f"\n    at {place}" if place and not isinstance(leaf, DurabilityError) else "", "dim")
     if run is not None:
-        text.append(f"\n  asyncflow runs show {run.id}", "bold")
+        verb = "resume" if run.state.is_paused() else "show"
+        text.append(f"\n  asyncflow runs {verb} {run.id}", "bold")
     console.print(text, soft_wrap=True)
 
 

@@ -25,6 +25,10 @@ from asyncflow.exceptions.calls import (
     TransactionValueError,
     WaitOnEventLoopError,
 )
+from asyncflow.exceptions.events import (
+    EventPayloadError,
+    EventsGoneError,
+)
 from asyncflow.exceptions.home import (
     CodecError,
     DurabilityError,
@@ -35,6 +39,9 @@ from asyncflow.exceptions.home import (
     LimitTimeoutError,
     RunNotFoundError,
     RuntimeClosedError,
+    RuntimeStoppingError,
+    SettingsFileError,
+    SeveralRuntimesError,
     StoreBusyError,
     StoreError,
     UnsupportedSchemaError,
@@ -51,11 +58,15 @@ from asyncflow.exceptions.runs import (
     RunCancelledError,
     RunElsewhereError,
     RunEndedError,
+    RunInterruptedError,
     StateNotFinalError,
     UnfinishedRunError,
     UpstreamFailedError,
     WaitCycleError,
     WaitTimeoutError,
+)
+from asyncflow.exceptions.testing import (
+    VirtualClockError,
 )
 
 __all__ = [
@@ -67,6 +78,8 @@ __all__ = [
     "CrashedRunError",
     "DurabilityError",
     "EntrypointError",
+    "EventPayloadError",
+    "EventsGoneError",
     "FailedRunError",
     "ForkedRuntimeError",
     "HomeError",
@@ -88,8 +101,12 @@ __all__ = [
     "RunCancelledError",
     "RunElsewhereError",
     "RunEndedError",
+    "RunInterruptedError",
     "RunNotFoundError",
     "RuntimeClosedError",
+    "RuntimeStoppingError",
+    "SettingsFileError",
+    "SeveralRuntimesError",
     "StateNotFinalError",
     "StoreBusyError",
     "StoreError",
@@ -100,6 +117,7 @@ __all__ = [
     "UnfinishedRunError",
     "UnsupportedSchemaError",
     "UpstreamFailedError",
+    "VirtualClockError",
     "WaitCycleError",
     "WaitOnEventLoopError",
     "WaitTimeoutError",

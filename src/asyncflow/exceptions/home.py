@@ -20,6 +20,9 @@ __all__ = [
     "LimitTimeoutError",
     "RunNotFoundError",
     "RuntimeClosedError",
+    "RuntimeStoppingError",
+    "SettingsFileError",
+    "SeveralRuntimesError",
     "StoreBusyError",
     "StoreError",
     "UnsupportedSchemaError",
@@ -110,6 +113,40 @@ class RuntimeClosedError(AsyncflowError, RuntimeError):
     def __init__(self, home: Path | str) -> None:
         self.home: str = str(home)
         super().__init__(f"the runtime on {self.home!r} is closed; open a new one: async with asyncflow.Runtime(...)")
+
+
+class RuntimeStoppingError(AsyncflowError, RuntimeError):
+    """A run was to begin in a runtime that is being left: it takes none any more."""
+
+    def __init__(self, function: str, home: Path | str) -> None:
+        self.function = function
+        self.home: str = str(home)
+        super().__init__(
+            f"{function!r} was called outside of any run while the runtime on {self.home!r} is stopping; "
+            f"what is to run during a shutdown belongs before the end of its `async with` block"
+        )
+
+
+class SeveralRuntimesError(AsyncflowError, RuntimeError):
+    """Several runtimes are open where a run begins, and nothing says which of them it belongs to."""
+
+    def __init__(self, homes: Sequence[Path | str]) -> None:
+        self.homes: tuple[str, ...] = tuple(map(str, homes))
+        listed = " and ".join(map(repr, self.homes))
+        super().__init__(
+            f"{len(self.homes)} runtimes are open here, on {listed}; say which one is meant:\n"
+            f"    with runtime.as_current():\n"
+            f"        ...  # call the flow here"
+        )
+
+
+class SettingsFileError(AsyncflowError, ValueError):
+    """A `pyproject.toml` that may hold settings cannot be read."""
+
+    def __init__(self, path: Path | str, reason: object) -> None:
+        self.path: str = str(path)
+        self.reason: str = str(reason)
+        super().__init__(f"the settings in {self.path!r} cannot be read: {self.reason}")
 
 
 class LimitConflictError(AsyncflowError, ValueError):

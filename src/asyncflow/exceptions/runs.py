@@ -18,6 +18,7 @@ __all__ = [
     "RunCancelledError",
     "RunElsewhereError",
     "RunEndedError",
+    "RunInterruptedError",
     "StateNotFinalError",
     "UnfinishedRunError",
     "UpstreamFailedError",
@@ -39,6 +40,13 @@ class RunCancelledError(StateError):
 
     An ``Exception`` on purpose: on trio nobody can make a cancellation, and asyncio's task
     groups swallow one that nobody asked for.
+    """
+
+
+class RunInterruptedError(StateError):
+    """The runtime stopped while the run went on. Nothing of it is lost: it can be resumed.
+
+    Who waits for the run gets this; a run whose own task was cancelled passes that cancellation on.
     """
 
 
@@ -160,13 +168,21 @@ class CannotResumeError(AsyncflowError):
 
 
 class NoRuntimeError(AsyncflowError, RuntimeError):
-    """Something was submitted outside of any run while no runtime was open that could wait for it."""
+    """A runtime is needed here, and none is open: for something submitted outside of any run, or asked for by name."""
 
-    def __init__(self, function: str) -> None:
+    def __init__(self, function: str | None = None) -> None:
         self.function = function
+        service = (
+            "\nIn a web service, give it to the application that the server runs (one that is mounted in "
+            "another is not told of starting and stopping):\n"
+            "    FastAPI(lifespan=asyncflow.lifespan())"
+        )
+        if function is None:
+            super().__init__(f"no runtime is open here; open one:\n    async with asyncflow.Runtime():{service}")
+            return
         super().__init__(
             f"{function}.submit(...) was called outside of any run, so nothing would wait for it. Await "
             f"{function}.acall(...) instead, or open a runtime that outlives it:\n"
             f"    async with asyncflow.Runtime():\n"
-            f"        future = {function}.submit(...)"
+            f"        future = {function}.submit(...){service}"
         )
