@@ -1,4 +1,4 @@
-"""Settings: read from arguments and the environment when a runtime opens, never at import."""
+"""Settings: read from arguments, the environment and `pyproject.toml` when a runtime opens, never at import."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, Literal, Self, get_type_hints
 
-import orjson
-
+from asyncflow._settings_sources import PREFIX, Origin, Written, in_environment, in_pyproject, nearest_name
 from asyncflow.exceptions import OptionError
 
 __all__ = ["Settings"]
 
-_TRUE = {"1", "true", "yes", "on"}
-_FALSE = {"0", "false", "no", "off"}
+_told: set[str] = set()
+"""The variables that this process was warned of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How a runtime behaves. Each field is also an environment variable, `ASYNCFLOW_<FIELD>`."""
+    """How a runtime behaves.
+
+    Each field is also an environment variable, `ASYNCFLOW_<FIELD>`, and a key of `[tool.asyncflow]` in
+    `pyproject.toml`. A value that a field cannot have raises `OptionError`.
+    """
 
     home: Path = Path(".asyncflow")
     """The folder of the database and the result files."""
@@ -57,6 +60,9 @@ class Settings:
     """Most bytes that the database may hold, the oldest ended runs going first; 0 = no limit."""
     blocked_loop_seconds: float = 0.0
     """An event loop that does not turn for so long is told of, with the task that blocks it; 0 = nobody looks."""
+    otel: bool | None = None
+    """Whether runs are spans of OpenTelemetry; when it is not set, they are where the program has configured a
+    tracer provider."""
     upkeep_seconds: float = 1.0
     """How often a runtime looks whether another process on its home has died and whether there is
     something to delete; 0 = only when it opens."""
@@ -64,24 +70,35 @@ class Settings:
     def __post_init__(self) -> None:
         for each in fields(self):
             _check(each.name, each.name, getattr(self, each.name))
+        object.__setattr__(self, "home", Path(self.home))  # text will do
 
     @classmethod
-    def load(cls, environ: Mapping[str, str] | None = None, **given: Any) -> Settings:
-        """Settings from keywords first, then from `ASYNCFLOW_*` variables, then the defaults.
+    def load(cls, environ: Mapping[str, str] | None = None, *, folder: Path | None = None, **given: Any) -> Self:
+        """Settings from keywords first, then `ASYNCFLOW_*` variables, then `pyproject.toml`, then the defaults.
 
-        A value that cannot be read raises `OptionError`, naming the variable.
+        The `pyproject.toml` is the nearest one with a table `[tool.asyncflow]`, from `folder` (the working folder)
+        upwards. A keyword that is None counts as not given. A value that cannot be used raises `OptionError`, naming
+        the variable or the file and the key, and a file that cannot be read `SettingsFileError`. A variable that is no
+        setting is warned of, once.
         """
-        environ = os.environ if environ is None else environ
-        hints = get_type_hints(cls)
+        return cls.load_with_origins(environ, folder=folder, **given)[0]
+
+    @classmethod
+    def load_with_origins(
+        cls, environ: Mapping[str, str] | None = None, *, folder: Path | None = None, **given: Any
+    ) -> tuple[Self, dict[str, Origin]]:
+        """The same, and where each of them was written."""
+        names = [each.name for each in fields(cls)]
         values = {name: value for name, value in given.items() if value is not None}
-        for each in fields(cls):
-            variable = f"ASYNCFLOW_{each.name.upper()}"
-            if each.name not in values and (text := environ.get(variable)):
-                values[each.name] = _parse(variable, text, hints[each.name])
-                _check(each.name, variable, values[each.name], text)
-        if isinstance(values.get("home"), str):
-            values["home"] = Path(values["home"])
-        return cls(**values)
+        origins = {name: Origin("argument", name) if name in values else Origin("default") for name in names}
+        variables, unknown = in_environment(os.environ if environ is None else environ, names)
+        for variable in unknown:
+            _warn_of(variable, names)
+        for name, written in (in_pyproject(folder, names) | variables).items():
+            if name not in values:
+                values[name] = _usable(cls, name, written)
+                origins[name] = written.origin
+        return cls(**values), origins
 
 
 _LEAST = {
@@ -106,7 +123,7 @@ def _expected(field: str, value: Any) -> str | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     match field:
         case "home":
-            return None
+            return None if isinstance(value, str | os.PathLike) else "the path of a folder"
         case "synchronous":
             return None if value in ("full", "normal") else "'full' or 'normal'"
         case "log_level":
@@ -115,9 +132,10 @@ def _expected(field: str, value: Any) -> str | None:
             known = isinstance(value, str) and value.upper() in logging.getLevelNamesMapping()
             return None if known else "the name of a level of logging, such as 'INFO'"
         case "tag_limits":
-            return None if _are_limits(value) else "whole numbers from 1 by tag, such as {'database': 10}"
-        case "persist_results_by_default":
-            return None if isinstance(value, bool) else "true or false"
+            return None if _are_limits(value) else 'whole numbers from 1 by tag, such as {"database": 10}'
+        case "persist_results_by_default" | "otel":
+            fits = isinstance(value, bool) or (value is None and field == "otel")
+            return None if fits else "true or false"
         case "retention_days":
             return None if is_number and 0 <= value < math.inf else "days: a number from 0"
         case name if name in _LEAST:
@@ -135,23 +153,37 @@ def _are_limits(value: Any) -> bool:
     return all(isinstance(tag, str) and type(limit) is int and limit >= 1 for tag, limit in pairs)
 
 
-def _parse(variable: str, text: str, kind: Any) -> Any:
-    if kind is bool:
-        if text.lower() in _TRUE | _FALSE:
-            return text.lower() in _TRUE
-        raise OptionError(variable, text, "true or false")
-    if kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            raise OptionError(variable, text, "a number") from None
-    if kind == Literal["full", "normal"]:
-        if text.lower() not in ("full", "normal"):
-            raise OptionError(variable, text, "'full' or 'normal'")
-        return text.lower()
-    if get_origin(kind) is Mapping:
-        try:
-            return orjson.loads(text)
-        except ValueError:
-            raise OptionError(variable, text, 'a JSON object, such as {"database": 10}') from None
-    return Path(text) if kind is Path else text
+# --- what was written outside of the program -------------------------------------------------
+
+
+def _usable(cls: type[Settings], name: str, written: Written) -> Any:
+    """What was written as the value of a field. Raises `OptionError` in the name of its place."""
+    place, value = str(written.origin), written.value
+    if written.origin.kind == "environment":
+        value = _from_text(name, value, get_type_hints(cls)[name])
+    _check(name, place, value, written.value)
+    return value
+
+
+def _from_text(name: str, text: str, kind: Any) -> Any:
+    """The text of a variable as the type of its field; the text itself where it does not say one."""
+    if kind in (str, Path):
+        return kind(text)
+    from pydantic import TypeAdapter, ValidationError
+
+    adapter: TypeAdapter[Any] = TypeAdapter(kind)
+    try:
+        return adapter.validate_json(text) if name == "tag_limits" else adapter.validate_strings(text.strip().lower())
+    except ValidationError:
+        return text
+
+
+def _warn_of(variable: str, names: list[str]) -> None:
+    if variable in _told:
+        return
+    _told.add(variable)
+    import warnings
+
+    near = nearest_name(variable.removeprefix(PREFIX), names)
+    instead = f"did you mean {PREFIX}{near.upper()}?" if near else "`asyncflow config show` lists those there are"
+    warnings.warn(f"the environment variable {variable} is no setting of asyncflow; {instead}", stacklevel=2)

@@ -19,7 +19,7 @@ __all__ = ["Home", "NothingRecordedError", "open_recorded", "row_of", "use_home"
 
 Home = Annotated[
     str | None,
-    Parameter(name="--home", help="The folder of the records; else ASYNCFLOW_HOME, else .asyncflow."),
+    Parameter(name="--home", help="The folder of the records; else what the settings say, else .asyncflow."),
 ]
 
 
