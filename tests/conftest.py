@@ -35,7 +35,11 @@ ASYNCIO = {"debug": True}
 # Calls of ours that block an event loop's thread on purpose: the blocking function, the file it is
 # called from (the end of its path) and the function it is called in. Each is a decision with a
 # reason, told where the call is.
-ALLOWED_TO_BLOCK: list[tuple[str, str, str]] = []
+ALLOWED_TO_BLOCK: list[tuple[str, str, str]] = [
+    # A plain `with Runtime(...)` on a loop opens it there, which whoever writes that has asked for.
+    (function, "asyncflow/_settings_sources.py", "_nearest_table")
+    for function in ("os.getcwd", "os.stat", "io.BufferedReader.read")
+]
 
 
 def eager_loop() -> asyncio.AbstractEventLoop:

@@ -601,3 +601,17 @@ async def test_what_a_resumed_run_does_not_call_again_has_its_end_too(home: Path
         runs = await get_client(runtime).read_tree(future.flow_run_id)
     assert [run.state.name for run in runs] == ["Completed", "Cancelled", "Cancelled", "Cancelled", "Completed"]
     assert {run.state.message for run in runs[1:4]} == {"interrupted with the run it is a part of, which is run again"}
+
+
+async def test_a_run_that_is_cancelled_at_once_keeps_its_parameters(home: Path) -> None:
+    @flow
+    async def told(word: str) -> str:
+        return word
+
+    async with Runtime(home) as runtime:
+        future = told.submit("hello")
+        future.cancel()
+        await future.wait_async()
+        run = await get_client(runtime).read_flow_run(future.flow_run_id)
+        assert run.state.is_cancelled()
+        assert run.parameters == {"word": "hello"}

@@ -7,17 +7,28 @@ of their plain hints (`int`, `str`, ...) is checked without, which is most calls
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import cache
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, NamedTuple, Union, Unpack, cast, get_args, get_origin
 
 import orjson
 
+from asyncflow._parameter_models import (
+    described,
+    field_name,
+    holds_secret,
+    lenient_generator,
+    make_model,
+    require_complete,
+    schema_class,
+    without_secret_defaults,
+    without_texts,
+)
 from asyncflow._signature import Binder, parameter_descriptions, resolve_hint
 from asyncflow.exceptions import NotJSONError, ParametersTooLargeError, ParameterValidationError
-from asyncflow.previews import preview
+from asyncflow.previews import HIDDEN, preview
 from asyncflow.serializers import decode, encode
 
 if TYPE_CHECKING:
@@ -32,6 +43,11 @@ _EMPTY = inspect.Parameter.empty
 _STARRED = inspect.Parameter.VAR_POSITIONAL
 _DOUBLE_STARRED = inspect.Parameter.VAR_KEYWORD
 _PLAIN = frozenset({int, str, float, bool, bytes, NoneType})
+
+_OPEN: Any = (str, bytes, bytearray, list, tuple, set, frozenset, dict)
+"""Of these a record holds what is in them, whatever their hint is."""
+
+_NONE: frozenset[str] = frozenset()
 
 _Problem = tuple[str, str, str]
 
@@ -53,7 +69,7 @@ class ParameterModel:
     locals of whoever decorated it, where hints are strings.
     """
 
-    __slots__ = ("_binder", "_checks", "_flow", "_function", "_hints", "_model", "_namespace")
+    __slots__ = ("_bare", "_binder", "_checks", "_flow", "_function", "_hints", "_model", "_namespace", "_secrets")
 
     def __init__(
         self, fn: Callable[..., Any], binder: Binder, *, flow: str, namespace: Mapping[str, Any] | None = None
@@ -65,6 +81,9 @@ class ParameterModel:
         self._hints: dict[str, Any] | None = None
         self._checks: tuple[_Check, ...] | None = None
         self._model: Any = None
+        self._secrets: dict[str, bool] = {}
+        self._bare: list[tuple[str, Any]] | None = None
+        """Secret parameters with a default that does not hide itself."""
 
     def validate(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The values of `arguments` (from `Binder.bind`) coerced to the type hints, perhaps the same dict.
@@ -161,7 +180,7 @@ class ParameterModel:
         is `{}`, which allows anything. `self` and `cls` are left out.
         """
         written = self._pydantic_model().model_json_schema(
-            ref_template="#/definitions/{model}", schema_generator=_lenient_generator()
+            ref_template="#/definitions/{model}", schema_generator=lenient_generator()
         )
         texts = parameter_descriptions(self._function)
         properties: dict[str, Any] = {}
@@ -170,12 +189,15 @@ class ParameterModel:
             if position == 0 and parameter.name in ("self", "cls"):
                 continue
             about = written.get("properties", {}).get(parameter.name, {})
-            properties[parameter.name] = _described(about, parameter, position, texts)
+            properties[parameter.name] = described(about, parameter, position, texts.get(parameter.name))
+            if self._is_secret(parameter.name):
+                properties[parameter.name].pop("default", None)
             if parameter.default is _EMPTY and parameter.kind not in (_STARRED, _DOUBLE_STARRED):
                 required.append(parameter.name)
-        made: BaseModel = _schema_class()(
-            properties=properties, required=required, definitions=written.get("$defs", {})
-        )
+        definitions = written.get("$defs", {})
+        if self._has_secrets():
+            definitions = without_secret_defaults(definitions)
+        made: BaseModel = schema_class()(properties=properties, required=required, definitions=definitions)
         return made
 
     def _make_checks(self) -> Iterable[_Check]:
@@ -201,30 +223,58 @@ class ParameterModel:
             made: Any = model.__pydantic_validator__.validate_python(given)
         except ValidationError as error:
             return {}, [self._problem(each) for each in error.errors(include_url=False, include_context=False)]
-        fields = {each.name: _field_name(index) for index, each in enumerate(self._binder.parameters)}
+        fields = {each.name: field_name(index) for index, each in enumerate(self._binder.parameters)}
         return {name: getattr(made, fields[name]) if name in given else value for name, value in arguments.items()}, []
 
     def _problem(self, error: Any) -> _Problem:
         path = ".".join(str(step) for step in error["loc"])
         if error["type"] == "missing":  # its input is all that was given beside it
             return path, error["msg"], "nothing"
-        return path, error["msg"], "'**********'" if self._is_secret(error["loc"][0]) else preview(error["input"])
+        if not self._is_secret(error["loc"][0]):
+            return path, error["msg"], preview(error["input"])
+        return path, without_texts(error["msg"], error["input"]), HIDDEN
+
+    def secrets_in(self, arguments: Mapping[str, Any], *, checked: bool) -> frozenset[str]:
+        """Names of the parameters that are secret by their hint alone: a record of their values would show them.
+
+        Values that were `checked` have the hint's type, which hides them; but a default is taken as it is.
+        """
+        if "pydantic" not in sys.modules:  # then no hint is of its types
+            return _NONE
+        if not checked:
+            try:
+                names = [name for name, hint in self.hints.items() if not _is_plain(hint)]
+            except ParameterValidationError:
+                return frozenset(arguments)  # nobody can tell
+            return frozenset(name for name in names if arguments[name] is not None and self._is_secret(name))
+        if self._bare is None:
+            parameters = [each for each in self._binder.parameters if isinstance(each.default, _OPEN) and each.default]
+            self._bare = [(each.name, each.default) for each in parameters if self._is_secret(each.name)]
+        return frozenset(name for name, text in self._bare if arguments[name] is text) if self._bare else _NONE
 
     def _is_secret(self, name: str) -> bool:
         # A bad value is not a SecretStr yet, so that only the hint tells that it was to be one.
-        model = _make_model({name: self.hints[name]}, [name])
-        return '"password"' in encode(model.model_json_schema(schema_generator=_lenient_generator()))
+        if name not in self._secrets:
+            self._secrets[name] = not _is_plain(self.hints[name]) and holds_secret(self.hints[name])
+        return self._secrets[name]
+
+    def _has_secrets(self) -> bool:
+        return any(self._is_secret(each.name) for each in self._binder.parameters)
 
     def _by_name(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[_Problem]]:
         arguments: dict[str, Any] = {}
         problems: list[_Problem] = []
         rest = dict(given)
+
+        def shown(value: object) -> str:  # under a name that was misspelled it may be what a secret one was to get
+            return HIDDEN if self._has_secrets() else preview(value)
+
         for parameter in self._binder.parameters:
             name = parameter.name
             if parameter.kind is _DOUBLE_STARRED:
                 own: dict[str, Any] = dict(rest.pop(name)) if isinstance(rest.get(name), Mapping) else {}
                 twice = own.keys() & rest.keys()
-                problems += [(f"{name}.{each}", "Given twice", preview(own[each])) for each in sorted(twice)]
+                problems += [(f"{name}.{each}", "Given twice", shown(own[each])) for each in sorted(twice)]
                 arguments[name], rest = {**own, **rest}, {}
             elif name in rest:
                 value: Any = rest.pop(name)
@@ -237,7 +287,7 @@ class ParameterModel:
             else:
                 problems.append((name, "Missing, and it has no default", "nothing"))
         known = ", ".join(each.name for each in self._binder.parameters) or "none"
-        problems += [(str(name), f"No such parameter (there are: {known})", preview(rest[name])) for name in rest]
+        problems += [(str(name), f"No such parameter (there are: {known})", shown(rest[name])) for name in rest]
         return arguments, problems
 
     def _pydantic_model(self) -> type[BaseModel]:
@@ -249,7 +299,7 @@ class ParameterModel:
         names = [each.name for each in self._binder.parameters]
         hints = dict(self.hints)
         try:
-            model = _make_model(hints, names)
+            model = make_model(hints, names)
             if model.__pydantic_complete__:
                 return model
         except Exception:  # noqa: BLE001  # pydantic does not say which field it was: each is tried below
@@ -257,14 +307,14 @@ class ParameterModel:
         problems: list[_Problem] = []
         for parameter in self._binder.parameters:
             try:
-                _require_complete(_make_model(hints, [parameter.name]))
+                require_complete(make_model(hints, [parameter.name]))
             except NameError as error:
                 problems.append(_unresolved(parameter, error))
             except Exception:  # noqa: BLE001  # not a type that pydantic knows, so it can be anything
                 hints[parameter.name] = Any
         if problems:
             raise ParameterValidationError(self._flow, problems)
-        return _make_model(hints, names)
+        return make_model(hints, names)
 
 
 def _is_preview(value: Any) -> bool:
@@ -276,11 +326,6 @@ def _restored(text: str, hint: Any) -> Any:
         return decode(text, hint)
     except ValueError:
         return decode(text)  # it was taken as it was given; the flow's own check has the last word
-
-
-def _require_complete(model: type[BaseModel]) -> None:
-    if not model.__pydantic_complete__:
-        raise NameError("a class in it refers to a name that is not defined")
 
 
 def _is_plain(hint: Any) -> bool:
@@ -305,72 +350,21 @@ def _whole(hint: Any, parameter: inspect.Parameter) -> Any:
     return NoneType if hint is None else hint
 
 
-def _field_name(index: int) -> str:
-    return f"p{index}"
-
-
-def _make_model(hints: Mapping[str, Any], names: Iterable[str]) -> type[BaseModel]:
-    from pydantic import ConfigDict, Field, create_model
-
-    # Numbered fields under aliases: a parameter may be called `schema`, `copy` or `model_config`.
-    fields: dict[str, Any] = {
-        _field_name(index): (hints[name], Field(default=None, alias=name)) for index, name in enumerate(names)
-    }
-    return create_model("Parameters", __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
-
-
-def _described(
-    about: dict[str, Any], parameter: inspect.Parameter, position: int, texts: Mapping[str, str]
-) -> dict[str, Any]:
-    # pydantic has taken the title from its alias and the default from our placeholder.
-    about = {key: value for key, value in about.items() if key not in ("title", "default")}
-    about |= {"title": parameter.name, "position": position}
-    if parameter.name in texts:
-        about["description"] = texts[parameter.name]
-    if parameter.default is not _EMPTY:
-        with suppress(NotJSONError):  # that there is a default is also said by not being required
-            about["default"] = decode(encode(parameter.default))
-    return about
-
-
-@cache
-def _lenient_generator() -> Any:
-    from pydantic.json_schema import GenerateJsonSchema
-
-    class LenientGenerator(GenerateJsonSchema):
-        def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
-            return {}
-
-    return LenientGenerator
-
-
-@cache
-def _schema_class() -> Any:
-    from pydantic import BaseModel
-
-    class ParameterSchema(BaseModel):
-        """The JSON schema of a flow's parameters."""
-
-        title: str = "Parameters"
-        type: str = "object"
-        properties: dict[str, Any]
-        required: list[str]
-        definitions: dict[str, Any]
-
-    return ParameterSchema
-
-
 # --- recording -----------------------------------------------------------------------------
 
 
-def encode_parameters(arguments: Mapping[str, Any], *, flow: str, limit: int) -> str:
+def encode_parameters(
+    arguments: Mapping[str, Any], *, flow: str, limit: int, hidden: frozenset[str] = frozenset()
+) -> str:
     """The JSON object that records a run's parameters by name.
 
     A parameter with a part that is not JSON (an open client, a secret) is recorded as
     `{"__preview__": "<text>"}`, and so is a dict that only looks like that: whoever reads the
-    record back can rely on the marker. More than `limit` bytes (0 = no limit) raise
-    `ParametersTooLargeError` with the biggest parameter.
+    record back can rely on the marker. Of those that are `hidden` the text says nothing. More than
+    `limit` bytes (0 = no limit) raise `ParametersTooLargeError` with the biggest parameter.
     """
+    if hidden:
+        arguments = {name: _Hidden() if name in hidden else value for name, value in arguments.items()}
     try:
         text = encode(arguments, where="parameters")
         if PREVIEW_KEY in text:
@@ -388,7 +382,13 @@ def _encode_each(arguments: Mapping[str, Any]) -> str:
     return orjson.dumps({name: orjson.Fragment(_encode_one(value)) for name, value in arguments.items()}).decode()
 
 
+class _Hidden:
+    """In place of a secret that its type does not hide."""
+
+
 def _encode_one(value: object) -> str:
+    if type(value) is _Hidden:
+        return encode({PREVIEW_KEY: HIDDEN})
     try:
         text = encode(value)
     except NotJSONError:

@@ -6,9 +6,9 @@ import reprlib
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import Any, get_args, get_origin
 
-__all__ = ["preview", "type_name"]
+__all__ = ["HIDDEN", "names_secret", "preview", "type_name"]
 
 _MASK = "**********"  # what pydantic writes in place of a secret
 _class: Callable[[object], Any] = type  # what is asked of a class here is for any class
@@ -20,6 +20,25 @@ def type_name(value: object) -> str:
     module = type.__dict__["__dict__"].__get__(kind).get("__module__", "builtins")
     name = type.__dict__["__qualname__"].__get__(kind)
     return name if module == "builtins" or type(module) is not str else f"{module}.{name}"
+
+
+HIDDEN = f"'{_MASK}'"
+"""In place of the preview of a text that is a secret."""
+
+
+def names_secret(hint: Any) -> bool:
+    """Whether a type is a secret's, or a union, a container or a pydantic model with one in it."""
+    left, seen = [hint], list[Any]()
+    while left:
+        part = left.pop()
+        if any(part is each for each in seen):
+            continue
+        seen.append(part)
+        if hasattr(get_origin(part) or part, "get_secret_value"):
+            return True
+        left += get_args(part)
+        left += [field.annotation for field in getattr(part, "__pydantic_fields__", {}).values()]
+    return False
 
 
 _SHORT_REPR = {"datetime", "decimal", "fractions", "pathlib", "pathlib._local", "uuid", "zoneinfo"}
@@ -62,7 +81,14 @@ class _Preview(reprlib.Repr):
         if declared is None or level <= 0:
             return f"<{type_name(x)}>"
         told = [step for step, field in declared.items() if field.repr][: self.maxdict]
-        return f"{kind.__name__}({', '.join(f'{step}={self.repr1(getattr(x, step), level - 1)}' for step in told)})"
+        return f"{kind.__name__}({', '.join(f'{step}={self._field(x, step, declared[step], level)}' for step in told)})"
+
+    def _field(self, x: Any, step: str, field: Any, level: int) -> str:
+        value = getattr(x, step)
+        # A default that pydantic did not check may be a plain text where a secret is declared.
+        is_bare = type(value) in _BARE and names_secret(getattr(field, "annotation", None))
+        return HIDDEN if is_bare else self.repr1(value, level - 1)
 
 
+_BARE = (str, bytes, int, dict, list, tuple, set, frozenset)
 _BUILT_IN = (str, int, dict, list, tuple, set, frozenset, deque)

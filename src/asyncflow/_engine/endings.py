@@ -8,6 +8,7 @@ from asyncflow._backend.base import RunScope
 from asyncflow._backend.inline import InlineCancelled
 from asyncflow._cancellation import must_stop, settle_interrupted
 from asyncflow._causes import Cause
+from asyncflow._engine.records import keep_given
 from asyncflow._recorded import ENDING
 from asyncflow._rules import INTERRUPTED, STOPPING, Ending, ending_of_error
 from asyncflow._run import Run
@@ -133,6 +134,7 @@ def finish(run: Run, ending: Ending) -> None:
         if not run.is_hosted:  # a Ctrl-C, or its caller's cancellation, before its first state: it never was
             run.error = ending.error
             return
+        keep_given(run)
         run.enter(StateType.PENDING, run.services.clock.now())
     if ending.type is StateType.COMPLETED and not run.is_over:
         ending = _keep_value(run, ending)
@@ -149,7 +151,8 @@ def finish(run: Run, ending: Ending) -> None:
         run.value = ending.value
         run.error = ending.error
         run.error_json = error_json
-        settle_interrupted(run, ending.type)
+        if run.interrupted is not None or ending.type is StateType.PAUSED:
+            settle_interrupted(run, ending.type)
         run.enter(ending.type, run.services.clock.now(), name=ending.name, message=message, facts=ending.facts)
     if isinstance(ending.error, _OURS) and ending.error.state is None:
         ending.error.state = run.bare_state()  # one of ours: it was made before there was a state

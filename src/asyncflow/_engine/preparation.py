@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import partial
 
 from asyncflow._backend.base import Host, Signal
@@ -13,13 +12,13 @@ from asyncflow._engine.identity import identify, needs_identity
 from asyncflow._engine.inputs import may_hold_futures, resolve_inputs
 from asyncflow._engine.reaching import reachably
 from asyncflow._engine.recall import recall
+from asyncflow._engine.records import keep_given, keep_parameters
 from asyncflow._names import slug
 from asyncflow._outcomes import blocked
 from asyncflow._places import Places
 from asyncflow._rules import Ending, ending_of_error
 from asyncflow._run import Run
 from asyncflow.exceptions import NestingTooDeepError, RunEndedError, RuntimeStoppingError
-from asyncflow.parameters import encode_parameters
 from asyncflow.states import StateType
 
 __all__ = ["join_parent", "not_begun", "prepare", "take_places"]
@@ -67,11 +66,7 @@ def _has_past(run: Run) -> bool:
 
 def not_begun(run: Run) -> Ending:
     """The ending of a run that was submitted, and cancelled before it began."""
-    if run.spec.model is not None and run.parameters_json is None:
-        with suppress(Exception):  # as they were given: it may be resumed
-            limit = run.services.settings.parameters_limit
-            hidden = run.spec.model.secrets_in(run.arguments, checked=False)
-            run.parameters_json = encode_parameters(run.arguments, flow=run.spec.name, limit=limit, hidden=hidden)
+    keep_given(run)
     _enter_pending(run)
     return ending_of_cause(run)
 
@@ -92,7 +87,6 @@ async def _check_parameters(run: Run) -> None:
     spec = run.spec
     if spec.model is not None:
         run.name = run.name or slug(run.id)
-        limit = run.services.settings.parameters_limit
         checked = False
         try:
             if spec.options.validate_parameters:
@@ -101,8 +95,7 @@ async def _check_parameters(run: Run) -> None:
                 run.arguments = spec.model.validate(dict(run.arguments))
                 checked = True
         finally:  # also what was refused is on record
-            hidden = spec.model.secrets_in(run.arguments, checked=checked)
-            run.parameters_json = encode_parameters(run.arguments, flow=spec.name, limit=limit, hidden=hidden)
+            keep_parameters(run, checked=checked)
     if spec.options.run_name is not None:
         run.name = name_of_run(run) or run.name  # an empty one is none
 

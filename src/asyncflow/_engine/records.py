@@ -1,15 +1,36 @@
-"""Frozen records of live runs, made when somebody is to look at one."""
+"""What is recorded of a run beside its states: frozen records for who looks, and its parameters."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 from asyncflow._rows import FLOW, TASK, maybe_moment, maybe_uuid, moment
 from asyncflow._run import Run
+from asyncflow.parameters import encode_parameters
 from asyncflow.runs import FlowRun, TaskRun
 
-__all__ = ["record_of"]
+__all__ = ["keep_given", "keep_parameters", "record_of"]
+
+
+def keep_parameters(run: Run, *, checked: bool) -> None:
+    """Record what a flow run was given, secrets apart; `checked` is whether its values have the types of its hints.
+
+    Raises `ParametersTooLargeError`.
+    """
+    model = run.spec.model
+    if model is not None:
+        limit = run.services.settings.parameters_limit
+        hidden = model.secrets_in(run.arguments, checked=checked)
+        run.parameters_json = encode_parameters(run.arguments, flow=run.spec.name, limit=limit, hidden=hidden)
+
+
+def keep_given(run: Run) -> None:
+    """The same for a run that ends before it has begun: it may be resumed."""
+    if run.parameters_json is None:
+        with suppress(Exception):  # it is ending for a reason of its own
+            keep_parameters(run, checked=False)
 
 
 def record_of(run: Run) -> FlowRun | TaskRun:
