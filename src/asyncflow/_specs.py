@@ -35,6 +35,9 @@ class Colour(Enum):
     SYNC_GENERATOR = "sync generator"
 
 
+_GENERATORS = (Colour.ASYNC_GENERATOR, Colour.SYNC_GENERATOR)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Spec:
     """A decorated function, as the engine sees it."""
@@ -56,13 +59,15 @@ class Spec:
     """Whether something is to be done before it begins: parameters to check, a name to make."""
     has_aftermath: bool = False
     """Whether something follows its final state even inside another run: hooks, or the wait for the disk."""
+    keeps_items: bool = False
+    """Whether each item that it yields is recorded."""
     said: set[str] = field(default_factory=set[str])
     """What was said once of this function, and is not to be said again; its bound copies share it."""
 
     @property
     def return_hint(self) -> Any:
         """The type of what it returns, by its annotation; `Any` where none says so."""
-        return self.hints.returned
+        return Any if self.keeps_items else self.hints.returned  # its value is None, its annotation an iterator
 
     @property
     def not_in_key(self) -> frozenset[str]:
@@ -112,6 +117,7 @@ def make_spec(
     prepared = model is not None or options.run_name is not None or options.is_cached
     aftermath = any(options.hooks_for(type_) for type_ in FINAL_TYPES) or options.is_cached
     excluded = _excluded_from_key(fn, options)
+    colour = _colour_of(fn)
     return Spec(
         kind,
         fn,
@@ -120,10 +126,11 @@ def make_spec(
         model,
         name,
         key,
-        _colour_of(fn),
+        colour,
         Hints(fn, namespace or {}, marker=NOT_IN_KEY, marked=excluded),
         is_prepared=prepared,
         has_aftermath=aftermath or options.durability == "task",
+        keeps_items=colour in _GENERATORS and options.persist_result is True,
     )
 
 

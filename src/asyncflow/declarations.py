@@ -175,13 +175,14 @@ class Declaration(Generic[P, R_co]):
         if keywords.return_state:
             raise TypeError(f"{self.__name__}.submit(...) gives a future: its state is `future.state`")
         arguments = self._spec.binder.bind(*args, **kwargs)
-        self._refuse_generator()
+        if not self._spec.keeps_items:
+            self._refuse_generator("; with persist_result=True it can be submitted, and its items are recorded")
         return submit(HOME, self, self._spec, arguments, keywords)
 
-    def _refuse_generator(self) -> None:
+    def _refuse_generator(self, but: str = "") -> None:
         if self._spec.colour in (Colour.ASYNC_GENERATOR, Colour.SYNC_GENERATOR):
             raise TypeError(
-                f"{self.__name__!r} yields its items: write `async for item in {self.__name__}.stream(...)`"
+                f"{self.__name__!r} yields its items: write `async for item in {self.__name__}.stream(...)`{but}"
             )
 
     @overload

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from inspect import currentframe
 from typing import Any, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
@@ -35,10 +35,18 @@ class Flow(Declaration[P, R_co]):
     # inside it, which no type can say: such a call, and one with `wait_for`, is checked when it is made.
     @overload
     def submit(self: Flow[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> FlowRunFuture[T]: ...
+    @overload  # a generator with persist_result=True: its items are the result
+    def submit(
+        self: Flow[P, AsyncIterator[Any] | Iterator[Any]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> FlowRunFuture[None]: ...
     @overload
     def submit(self: Flow[P, T], /, *args: P.args, **kwargs: P.kwargs) -> FlowRunFuture[T]: ...
     @overload
     def submit(self: Flow[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any) -> FlowRunFuture[T]: ...
+    @overload
+    def submit(
+        self: Flow[..., AsyncIterator[Any] | Iterator[Any]], /, *args: Any, **kwargs: Any
+    ) -> FlowRunFuture[None]: ...
     @overload
     def submit(self: Flow[..., T], /, *args: Any, **kwargs: Any) -> FlowRunFuture[T]: ...
     def submit(self, /, *args: Any, **kwargs: Any) -> Any:

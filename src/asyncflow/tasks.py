@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
@@ -35,10 +35,18 @@ class Task(Declaration[P, R_co]):
     # inside it, which no type can say: such a call, and one with `wait_for`, is checked when it is made.
     @overload
     def submit(self: Task[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
+    @overload  # a generator with persist_result=True: its items are the result
+    def submit(
+        self: Task[P, AsyncIterator[Any] | Iterator[Any]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskFuture[None]: ...
     @overload
     def submit(self: Task[P, T], /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[T]: ...
     @overload
     def submit(self: Task[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any) -> TaskFuture[T]: ...
+    @overload
+    def submit(
+        self: Task[..., AsyncIterator[Any] | Iterator[Any]], /, *args: Any, **kwargs: Any
+    ) -> TaskFuture[None]: ...
     @overload
     def submit(self: Task[..., T], /, *args: Any, **kwargs: Any) -> TaskFuture[T]: ...
     def submit(self, /, *args: Any, **kwargs: Any) -> Any:

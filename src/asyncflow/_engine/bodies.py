@@ -8,8 +8,10 @@ from types import AsyncGeneratorType, GeneratorType
 from typing import Any
 
 from asyncflow._cancellation import condemn
+from asyncflow._causes import Cause
 from asyncflow._engine.endings import Carried
-from asyncflow._run import Cause, Run
+from asyncflow._engine.items import record_items
+from asyncflow._run import Run
 from asyncflow._specs import Colour
 from asyncflow.states import StateType
 
@@ -20,7 +22,9 @@ GENERATORS = frozenset({GeneratorType, AsyncGeneratorType})
 
 async def elsewhere(run: Run) -> Any:
     """Run a body that is not simply called where its engine is: a generator's, or a sync one below a loop."""
-    return await (run.stream.produce(run) if run.stream is not None else _in_thread(run))
+    if run.stream is not None:
+        return await run.stream.produce(run)
+    return await (record_items(run) if run.spec.keeps_items else _in_thread(run))
 
 
 async def consumed(run: Run, items: Any) -> Any:
@@ -37,7 +41,7 @@ async def _in_thread(run: Run) -> Any:
         return _consumed(spec.binder.call(spec.fn, arguments))
 
     def cancelling() -> None:
-        if not run.is_final:
+        if not run.is_over:
             run.enter(StateType.CANCELLING, services.clock.now(), message="until its thread ends")
             wake_threads(run)
             # Now and not when the thread has ended: a checkpoint below it stops from here on, and who called

@@ -10,18 +10,19 @@ its object (a bare `break`), Python tells us, and the body is asked to stop.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextvars import Context, copy_context
 from functools import partial
-from inspect import GEN_RUNNING, getgeneratorstate
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from asyncflow._backend.base import Host, Signal
+from asyncflow._causes import Cause
 from asyncflow._engine.calls import CallKeywords, Home, deliver, open_run
 from asyncflow._engine.execution import execute
-from asyncflow._run import Cause, Run
-from asyncflow._specs import Colour, Spec
+from asyncflow._engine.items import items_of, produce
+from asyncflow._run import Run
+from asyncflow._specs import Spec
 from asyncflow.context import current_run
 from asyncflow.exceptions import RunCancelledError
 from asyncflow.states import State
@@ -102,7 +103,10 @@ class _Channel:
 
     async def _request(self, value: Any) -> None:
         if self.run is None:
-            run = self.run = await self.open()
+            run = await self.open()
+            if self.done:  # another task closed the stream while its runtime was being opened
+                raise StopAsyncIteration
+            self.run = run
             run.stream = self
             self._host = host = run.host
             self._asked, self._finished = host.signal(), host.signal()
@@ -180,19 +184,7 @@ class _Channel:
 
     async def produce(self, run: Run) -> None:
         """The body of the attempt: take each item from the generator and hand it over."""
-        generator = run.spec.binder.call(run.spec.fn, run.arguments)
-        items = _AsyncItems(generator) if run.spec.colour is Colour.ASYNC_GENERATOR else _ThreadItems(run, generator)
-        value: Any = None
-        while True:
-            try:
-                item = await items.send(value)
-            except StopAsyncIteration:
-                return
-            try:
-                value = await self._hand_over(item)
-            except BaseException as error:
-                await items.stop(error)
-                raise
+        await produce(run, items_of(run), self._hand_over)
 
     async def _hand_over(self, item: Any) -> Any:
         self._asked = self._host.signal()
@@ -207,73 +199,6 @@ class _Channel:
 def _is_own(run: Run, error: BaseException) -> bool:
     """Whether a stream's error is the body's, not the cancellation that stopped it."""
     return not (run.host.is_cancellation(error) or isinstance(error, RunCancelledError))
-
-
-class _AsyncItems:
-    """The items of an async generator."""
-
-    def __init__(self, generator: AsyncGenerator[Any, Any]) -> None:
-        self._generator = generator
-
-    async def send(self, value: Any) -> Any:
-        return await self._generator.asend(value)
-
-    async def stop(self, error: BaseException) -> None:
-        """Let the body see `error`, the cancellation, at its `yield`."""
-        try:
-            await self._generator.athrow(error)
-        except StopAsyncIteration:
-            return
-        except BaseException as raised:
-            if raised is not error:
-                raise
-            return
-        await self._generator.aclose()  # it yielded once more: now it must end
-
-
-class _ThreadItems:
-    """The items of a sync generator, each made in a worker thread, all in one context."""
-
-    def __init__(self, run: Run, generator: Generator[Any, Any, Any]) -> None:
-        self._run = run
-        self._generator = generator
-        self._context = copy_context()
-
-    async def send(self, value: Any) -> Any:
-        try:
-            return await self._call(partial(_next, self._generator, value))
-        except BaseException as error:
-            if self._run.host.is_cancellation(error):
-                await self.stop(error)  # in its own context and off the loop, not where it is collected
-            raise
-
-    async def stop(self, error: BaseException) -> None:  # a sync body is told by GeneratorExit
-        async def close() -> None:
-            # One whose thread has not come back by the grace time cannot be closed.
-            if getgeneratorstate(self._generator) != GEN_RUNNING:
-                await self._call(self._generator.close)
-
-        await self._run.host.protect(close, self._run.services.settings.grace_seconds)
-
-    async def _call(self, fn: Callable[[], Any]) -> Any:
-        run = self._run
-        job = await run.host.call_sync(
-            fn, run.services.threads, run.services.settings.grace_seconds, _nothing, _nothing, self._context
-        )
-        if job.error is not None:
-            raise job.error
-        return job.value
-
-
-def _next(generator: Generator[Any, Any, Any], value: Any) -> Any:
-    try:
-        return generator.send(value)
-    except StopIteration:
-        raise StopAsyncIteration from None  # a StopIteration cannot leave a coroutine
-
-
-def _nothing() -> None:
-    """A generator that is asked to stop gets there at its next `yield`; its state stays Running till then."""
 
 
 class Stream(AsyncGenerator[Y_co, Any], Generic[Y_co]):
@@ -306,6 +231,10 @@ class Stream(AsyncGenerator[Y_co, Any], Generic[Y_co]):
         """Close the stream and raise the exception here: what the consumer threw is the consumer's."""
         await self.aclose()
         raise thrown(typ, val, tb)
+
+    def stop(self) -> None:
+        """For the library: what dropping the object does. From any thread."""
+        self._channel.stop()
 
     async def aclose(self) -> None:
         """Stop the body and wait until its `finally` is done; does nothing after the end."""

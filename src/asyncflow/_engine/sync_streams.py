@@ -13,10 +13,12 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from asyncflow._backend.inline import InlineCancelled
+from asyncflow._causes import Cause
 from asyncflow._engine.calls import CallKeywords, Home, deliver, open_run, refuse_on_loop
 from asyncflow._engine.execution import execute
+from asyncflow._engine.items import produce
 from asyncflow._engine.streams import CLOSED, refuse_return_state, thrown
-from asyncflow._run import Cause, Run
+from asyncflow._run import Run
 from asyncflow._specs import Spec
 from asyncflow.context import current_run
 from asyncflow.states import State
@@ -47,6 +49,26 @@ class _Emit:
         return (yield self)
 
 
+async def _emit(item: Any) -> Any:
+    return await _Emit(item)
+
+
+class _InlineItems:
+    """The items of a generator that runs where its consumer does."""
+
+    def __init__(self, generator: Generator[Any, Any, Any]) -> None:
+        self._generator = generator
+
+    async def send(self, value: Any) -> Any:
+        try:
+            return self._generator.send(value)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+    async def stop(self, error: BaseException) -> None:
+        self._generator.close()
+
+
 class _SyncChannel:
     """The engine's coroutine of a sync stream, driven item by item by its consumer."""
 
@@ -67,18 +89,7 @@ class _SyncChannel:
 
     async def produce(self, run: Run) -> None:
         """The body of the attempt: hand over each item where it is made."""
-        generator = run.spec.binder.call(run.spec.fn, run.arguments)
-        value: Any = None
-        while True:
-            try:
-                item = generator.send(value)
-            except StopIteration:
-                return
-            try:
-                value = await _Emit(item)
-            except BaseException:
-                generator.close()
-                raise
+        await produce(run, _InlineItems(run.spec.binder.call(run.spec.fn, run.arguments)), _emit)
 
     def step(self, value: Any) -> Any:
         if self.done:
