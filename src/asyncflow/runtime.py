@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from dataclasses import replace
 from functools import partial
@@ -37,6 +37,7 @@ from asyncflow.clock import SystemClock
 from asyncflow.codecs import Codec
 from asyncflow.context import FlowRunContext, TaskRunContext
 from asyncflow.exceptions import OptionError, RuntimeClosedError, SeveralRuntimesError
+from asyncflow.logs import library_logger
 from asyncflow.results import FileResults, Storage
 from asyncflow.settings import Settings
 from asyncflow.stores.memory import MemoryStore
@@ -52,6 +53,8 @@ task_run: TaskRunContext = TaskRunContext()
 _open: WeakSet[Runtime] = WeakSet()
 _entered: list[Runtime] = []
 """Those whose blocks somebody is in, in the order they were entered."""
+_CLOSING_SECONDS = 6.0
+"""A little more than a store takes at most to close."""
 _in_force: ContextVar[Runtime | None] = ContextVar("asyncflow_runtime", default=None)
 
 
@@ -248,7 +251,18 @@ class Runtime:
 
     async def _close_undisturbed(self, host: Host, exc: BaseException | None) -> None:
         # Undisturbed: a cancelled program still writes what it has recorded.
-        held_back = await host.protect(lambda: host.run_blocking(self.close), self.settings.durability_seconds * 2)
+        is_closed = False
+
+        async def close() -> None:
+            nonlocal is_closed
+            await host.run_blocking(self.close)
+            is_closed = True
+
+        held_back = await host.protect(close, max(self.settings.durability_seconds * 2, _CLOSING_SECONDS))
+        if not is_closed:
+            library_logger().error(
+                "the runtime on %r was left before everything was written: the disk did not answer", str(self.home)
+            )
         if held_back is not None and exc is None:
             raise held_back
 
@@ -272,7 +286,8 @@ class Runtime:
             _entered.remove(self)
         token, self._token = self._token, None
         if token is not None:
-            _in_force.reset(token)
+            with suppress(ValueError):  # left in another task than it was entered in: its context goes with that one
+                _in_force.reset(token)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._services else "not open"

@@ -10,13 +10,16 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from asyncflow import __version__
-from asyncflow.cli import runs, upkeep
+from asyncflow.cli import config, runs, upkeep
 from asyncflow.cli.doctor import doctor
+from asyncflow.cli.events import events
 from asyncflow.cli.home import Home, use_home
 from asyncflow.cli.load import load_flow
+from asyncflow.cli.logs import logs
 from asyncflow.cli.output import UsageError, complain, json_text, only_data_on_stdout, write_data
 from asyncflow.cli.resume import resume
 from asyncflow.cli.run import run_flow
+from asyncflow.cli.waits import tree
 from asyncflow.cli.watched import INTERRUPTED, Backend, Look
 from asyncflow.exceptions import (
     AsyncflowError,
@@ -24,13 +27,14 @@ from asyncflow.exceptions import (
     OptionError,
     ParametersTooLargeError,
     ParameterValidationError,
+    SettingsFileError,
 )
 from asyncflow.runtime import HOME
 
 __all__ = ["run_command"]
 
 FAILED, MISUSED = 1, 2
-_MISUSES = (EntrypointError, OptionError, ParametersTooLargeError, UsageError)
+_MISUSES = (EntrypointError, OptionError, ParametersTooLargeError, SettingsFileError, UsageError)
 
 app = App(
     name="asyncflow",
@@ -40,10 +44,12 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(runs.app)
-for command in (resume, upkeep.reap, upkeep.rm):
+for command in (logs, resume, tree, upkeep.reap, upkeep.rm):
     runs.app.command(command)
+app.command(events)
 app.command(upkeep.gc)
 app.command(doctor)
+app.command(config.app)
 
 Entrypoint = Annotated[str, Parameter(help="path/to/file.py:flow or package.module:flow.")]
 
@@ -122,9 +128,15 @@ def run_command(words: Sequence[str]) -> int:
 
 
 def _finished(words: Sequence[str]) -> int:
+    status: int | None = None
     try:
-        status: int | None = app(words, exit_on_error=False, print_error=False)
+        status = app(words, exit_on_error=False, print_error=False)
         sys.stdout.flush()
-        return status or 0
     finally:
-        HOME.close_default()
+        try:
+            HOME.close_default()
+        except AsyncflowError as error:
+            if not status:
+                raise
+            complain(error)  # the status tells of something that came first, such as a signal
+    return status or 0
