@@ -1,4 +1,4 @@
-"""`asyncflow runs`: listings, one run, its logs and its result, as tables and as JSON."""
+"""`asyncflow runs`: listings, one run and its result, as tables and as JSON; for its logs see `test_cli_logs`."""
 
 from __future__ import annotations
 
@@ -115,15 +115,6 @@ def test_show_as_json(asyncflow: CommandLine) -> None:
     assert failed["result"] is None
 
 
-def test_logs(asyncflow: CommandLine) -> None:
-    whole = run_id(asyncflow, "--flow", "whole")
-    (line,) = asyncflow.ok("runs", "logs", whole).out.splitlines()
-    assert re.fullmatch(r"\S+ \S+  INFO      summing up for first", line)
-    (record,) = asyncflow.ok("runs", "logs", whole, "--json").json
-    assert (record["message"], record["level"], record["flow_run_id"]) == ("summing up for first", 20, whole)
-    assert asyncflow.ok("runs", "logs", whole, "--level", "warning").out == ""
-
-
 def test_result_is_json(asyncflow: CommandLine) -> None:
     whole = run_id(asyncflow, "--flow", "whole")
     assert asyncflow.ok("runs", "result", whole).json["parts"][1] == [100, 110, 120]
@@ -172,7 +163,6 @@ def test_damaged_home(asyncflow: CommandLine, tmp_path: Path) -> None:
         (["ls", "--limit", "-1"], "--limit"),
         (["ls", "--limit", "many"], "--limit"),
         (["ls", "--flow", "a", "--task", "b"], "--flow lists flow runs and --task lists task runs"),
-        (["logs", "ID", "--level", "loud"], "level='loud'"),
         (["show"], "RUN_ID"),
     ],
 )

@@ -125,7 +125,7 @@ def test_a_sound_home_has_no_problems(damaged: Path) -> None:
     assert report.facts["outermost_runs"] == 2
     assert report.facts["runs"] == 12  # with the task run that stands for the nested flow
     assert report.facts["cited_files"] == 4
-    assert report.facts["schema_version"] == 2
+    assert report.facts["schema_version"] == 3
     assert report.facts["processes"] == []
 
 

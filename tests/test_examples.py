@@ -57,9 +57,9 @@ def test_ctrl_c_leaves_no_run_of_fan_out_open(tmp_path: Path, home: Path) -> Non
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
-    assert counted(home, "flow_runs") == {"CANCELLED": 1}
+    assert counted(home, "flow_runs") == {"PAUSED": 1}
     tasks = counted(home, "task_runs")
-    assert set(tasks) == {"COMPLETED", "FAILED", "CANCELLED"}
+    assert set(tasks) == {"COMPLETED", "FAILED", "PAUSED"}
     assert 1 <= tasks["CANCELLED"] <= 20  # those in flight, no more
 
 

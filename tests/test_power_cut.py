@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 
 import pytest
 
+from asyncflow._journal import decoded
 from asyncflow._rows import STATE_CODES, RunRow
 from asyncflow.abc import Ticket
 from asyncflow.results import FileResults
@@ -104,7 +105,14 @@ def found(folder: Path) -> dict[bytes, int]:
             return {}
         rows = database.execute("SELECT id, seq, state, result FROM run").fetchall()
         assert all((seq == 3) == (result == '"ended"') for _, seq, _, result in rows)
-        return {run_id: seq for run_id, seq, _, _ in rows}
+        seqs = {run_id: seq for run_id, seq, _, _ in rows}
+        told: dict[bytes, int] = {}
+        for (changes,) in database.execute("SELECT changes FROM journal ORDER BY id"):
+            for change in decoded(changes):
+                assert told.get(change.run_id, 0) == change.since
+                told[change.run_id] = change.until
+        assert told == seqs, "the journal does not tell what is on record"
+        return seqs
 
 
 class History:

@@ -29,6 +29,7 @@ __all__ = [
     "STATE_TYPES",
     "TASK",
     "CachedRow",
+    "ItemRow",
     "LogRow",
     "RunRow",
     "TransactionRow",
@@ -43,6 +44,7 @@ __all__ = [
     "microseconds",
     "moment",
     "moved",
+    "state_at",
     "state_of",
     "states_of",
     "storable",
@@ -161,6 +163,20 @@ class LogRow(NamedTuple):
     level: int
     logger: str
     message: str
+    extra: str | None = None
+    """JSON object of what else the line tells."""
+    id: bytes = b""
+    """Given by the store when the line is written: the lines of one process have them in the order of its commits."""
+
+
+class ItemRow(NamedTuple):
+    """One item that a generator run has handed over, kept so that a consumer can go on from it."""
+
+    run_id: bytes
+    n: int
+    """Its place among the run's items."""
+    data: str
+    """JSON."""
 
 
 # --- times ---------------------------------------------------------------------------------
@@ -190,12 +206,12 @@ def maybe_moment(column: int | None) -> datetime | None:
 def state_of(row: RunRow) -> State[Any]:
     """The run's newest state, without data: `client.read_result` reads that."""
     entries = history_of(row)
-    return _state(row, len(entries) - 1, entries[-1])
+    return state_at(row, len(entries) - 1, entries[-1])
 
 
 def states_of(row: RunRow) -> list[State[Any]]:
     """All states the run has been in, oldest first, without data."""
-    return [_state(row, sequence, entry) for sequence, entry in enumerate(history_of(row))]
+    return [state_at(row, sequence, entry) for sequence, entry in enumerate(history_of(row))]
 
 
 def history_of(row: RunRow) -> list[Sequence[Any]]:
@@ -215,7 +231,8 @@ def history_of(row: RunRow) -> list[Sequence[Any]]:
     return entries
 
 
-def _state(row: RunRow, sequence: int, entry: Sequence[Any]) -> State[Any]:
+def state_at(row: RunRow, sequence: int, entry: Sequence[Any]) -> State[Any]:
+    """One of `states_of`, counted from 0, of which the run's history has an entry."""
     code: int = entry[0]
     facts: dict[str, Any] | None = entry[4] if len(entry) > 4 else None
     return State(
@@ -306,6 +323,7 @@ def log_record_of(row: LogRow) -> LogRecord:
         message=row.message,
         flow_run_id=maybe_uuid(row.flow_run_id),
         task_run_id=maybe_uuid(row.task_run_id),
+        extra={} if row.extra is None else _loads(row.extra),
     )
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import orjson
 
+from asyncflow._live_requests import Responder, say_off, unsay_off
 from asyncflow._retention import Pace, Retention
 from asyncflow._rows import CachedRow, TransactionRow, maybe_uuid
 from asyncflow._services import Services
@@ -82,7 +83,7 @@ class Sweeper:
         now = microseconds_now(self._services)
         before = self._retention.before(now)
         cached = store.delete_cached(expired_at=now, made_before=before)
-        if cached or (before is not None and store.delete_transactions(before)):
+        if cached or (before is not None and (store.delete_transactions(before) or store.delete_journal(before))):
             return Swept([], cached, has_more=True)
         left, self._left = self._left, store.give_back()
         # What stays the same is what a reader keeps from being given back: not to be asked for without a pause.
@@ -94,12 +95,12 @@ class Sweeper:
     def delete(self) -> Swept:
         """Delete a batch of runs, and nothing else. Blocks."""
         due = self._due(microseconds_now(self._services))
-        self._cannot_shrink = self._is_shrinking and not due
-        if not due:
-            return Swept([], [], has_more=False)
         runs = delete_batch(self._services, due, self._pace)
         self._passed_over.update(set(due).difference(runs))
-        return Swept(runs, [], has_more=True)
+        # Where there is no room for older runs, what was told before the oldest of the others is not kept either.
+        forgotten = self._services.store.delete_journal(None) if self._is_shrinking else 0
+        self._cannot_shrink = self._is_shrinking and not due and not forgotten
+        return Swept(runs, [], has_more=bool(due or forgotten))
 
     def _due(self, now: int) -> list[bytes]:
         store, retention, most = self._services.store, self._retention, self._pace.trees
@@ -142,6 +143,7 @@ class Upkeep:
         self._services = services
         self._seconds = services.settings.upkeep_seconds
         self._sweeper = Sweeper(services, Retention.of(services.settings))
+        self._responder = Responder(services)
         self._sweep_at = 0.0
         self._failing: set[str] = set()
         self._pid = os.getpid()
@@ -151,6 +153,7 @@ class Upkeep:
     def open(self) -> None:
         """See to what dead processes left behind, now; and to all the rest in a thread."""
         self._attempt("looking for dead processes", self._reap)
+        self._tell_whether_off(is_off=not self._seconds)
         try:
             self._thread.start()
         except RuntimeError as error:  # the system has no thread left, and runs need none of ours
@@ -160,6 +163,16 @@ class Upkeep:
         """Do nothing more. Does not wait for what is being done."""
         if self._pid == os.getpid():  # in a forked child nobody is left to release the event's lock
             self._stopped.set()
+            if not self._seconds:
+                self._tell_whether_off(is_off=False)
+
+    def _tell_whether_off(self, *, is_off: bool) -> None:
+        """Let those who ask what runs wait for know whether anybody will answer them here."""
+        home, owner = self._services.settings.home, self._services.store.owner
+        if is_off:
+            say_off(home, owner)
+        else:
+            unsay_off(home, [owner])
 
     def join(self) -> None:
         """After `stop`, and once the store is closed, so that nothing is left to wait for: let the thread end."""
@@ -176,6 +189,7 @@ class Upkeep:
             if self._seconds and started >= reap_at:
                 self._attempt("looking for dead processes", self._reap)
                 reap_at = started + self._seconds
+            self._attempt("answering who asks what its runs wait for", self._responder.answer)
             if self._attempt("deleting what is not kept any longer", self._sweep):
                 pause = min(max(time.monotonic() - started, _PAUSES[0]), _PAUSES[1])  # time for others
             elif self._seconds:
@@ -189,6 +203,7 @@ class Upkeep:
             # Without giving space back: a home that is full all the time uses it again at once.
             return self._sweeper.is_too_big and self._sweeper.delete().has_more
         self._sweep_at = time.monotonic() + _SWEEP_SECONDS  # also after an error
+        self._responder.sweep()
         has_more = self._sweeper.sweep().has_more
         if has_more:
             self._sweep_at = 0.0

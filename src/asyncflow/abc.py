@@ -8,13 +8,13 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from asyncflow._rows import CachedRow, LogRow, RunRow, TransactionRow
+from asyncflow._journal import Cursor, EventRow
+from asyncflow._queries import LogQuery, Reaped, RunQuery
+from asyncflow._rows import CachedRow, ItemRow, LogRow, RunRow, TransactionRow
 from asyncflow.exceptions import StoreError
-from asyncflow.states import StateType
 
 __all__ = ["Clock", "LogQuery", "Reader", "Reaped", "Recordable", "ResultStore", "RunQuery", "RunStore", "Ticket"]
 
@@ -35,8 +35,8 @@ class Clock(Protocol):
     def wait(self, event: threading.Event, seconds: float) -> bool:
         """Block this thread until `event` is set or `seconds` have passed; gives whether the event was set.
 
-        It may return earlier: who waits looks at the clock again. Only threads without a loop wait
-        by the clock; loops have their own time.
+        It may return earlier: who waits looks at the clock again. `seconds` may be infinite. Only
+        threads without a loop wait by the clock; loops have their own time.
         """
         ...
 
@@ -50,6 +50,8 @@ class Recordable(Protocol):
     """
 
     queued: bool
+    journalled: int
+    """How many of its states the store has recorded; whoever makes one of a recorded run says its number."""
 
     @property
     def root_id(self) -> bytes:
@@ -77,60 +79,10 @@ class Ticket:
         self.error: Exception | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunQuery:
-    """Which runs, newest first. Conditions left out do not apply."""
-
-    kinds: frozenset[int]
-    """FLOW, TASK, STAND_IN (of `_rows`)."""
-    states: frozenset[StateType] | None = None
-    name: str | None = None
-    """The run's name, exactly."""
-    function: str | None = None
-    """The flow's or task's name, exactly."""
-    tags: frozenset[str] | None = None
-    """All of these."""
-    flow_run_id: bytes | None = None
-    """The nearest flow run around it."""
-    parent_id: bytes | None = None
-    """The run directly above it."""
-    since: int | None = None
-    """Created at or after, in microseconds since 1970 UTC."""
-    until: int | None = None
-    """Created before."""
-    limit: int = 200
-    offset: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogQuery:
-    """Which log lines, oldest first."""
-
-    run_id: bytes
-    """A flow run (its own lines and those of its tasks) or a task run."""
-    level: int | None = None
-    """This level and above."""
-    after: int | None = None
-    """Logged after this time, in microseconds since 1970 UTC."""
-    limit: int = 200
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reaped:
-    """What was left behind by processes that have died."""
-
-    crashed: int = 0
-    """Runs that were open, and are Crashed."""
-    interrupted: int = 0
-    """Outermost flow runs that wait to be resumed."""
-    transactions: tuple[TransactionRow, ...] = ()
-    """Transactions that were open: their hooks were not run."""
-
-
 class RunStore(ABC):
     """Where runs are recorded.
 
-    Writing: `put`, `put_log` and `confirm` never block, never await, may be called from any
+    Writing: `put`, `put_log`, `put_event`, `put_item` and `confirm` never block, never await, may be called from any
     thread, and are carried out in the order they were called. A write is idempotent by
     (run id, seq): an older state never replaces a newer one, and a final state is never
     replaced by anything but a state with a higher seq.
@@ -152,13 +104,21 @@ class RunStore(ABC):
         """Keep a log line, soon. When too many wait, it is dropped and counted in `dropped_logs`."""
 
     @abstractmethod
+    def put_event(self, row: EventRow) -> None:
+        """Keep an emitted event, soon. When too many wait, it is dropped and counted in `dropped_events`."""
+
+    @abstractmethod
+    def put_item(self, row: ItemRow) -> None:
+        """Keep an item of a generator run, soon, in place of one with its number. Never dropped; see `backlog`."""
+
+    @abstractmethod
     def confirm(self, ticket: Ticket) -> None:
         """Resolve `ticket` when everything put before is on disk, or could not be brought there."""
 
     @property
     @abstractmethod
     def backlog(self) -> int:
-        """How many records wait to be written, now."""
+        """How many records wait to be written, now: runs, events and items."""
 
     @property
     def last_error(self) -> StoreError | None:
@@ -169,6 +129,11 @@ class RunStore(ABC):
     @abstractmethod
     def dropped_logs(self) -> int:
         """How many log lines were dropped since the store was opened."""
+
+    @property
+    @abstractmethod
+    def dropped_events(self) -> int:
+        """How many emitted events were dropped since the store was opened."""
 
     @abstractmethod
     def read_run(self, run_id: bytes) -> RunRow | None:
@@ -185,6 +150,38 @@ class RunStore(ABC):
     @abstractmethod
     def read_logs(self, query: LogQuery) -> list[LogRow]:
         """The log lines `query` asks for, oldest first."""
+
+    @abstractmethod
+    def read_items(self, run_id: bytes, after: int, limit: int) -> list[ItemRow]:
+        """The items of a run with a number above `after`, in order."""
+
+    # --- the journal: every change of a state, and every emitted event, in the order of the commits of all processes
+
+    @abstractmethod
+    def read_journal(self, after: Cursor | None, limit: int) -> list[EventRow]:
+        """The first `limit` of what happened after a cursor, in order; None = since the journal begins.
+
+        What is committed later, by whichever process, has a cursor above all that was committed before:
+        who goes on after the last one read misses nothing and meets nothing twice. Within one commit the
+        order is that of time. The states of a run that was deleted are left out. Raises `EventsGoneError`
+        when the journal does not reach back to the cursor any more.
+        """
+
+    @abstractmethod
+    def newest_cursor(self) -> Cursor:
+        """After all that is committed, before all that will be."""
+
+    @abstractmethod
+    def cursor_since(self, at: int) -> Cursor:
+        """Before everything that was committed when or after a moment (microseconds since 1970 UTC) had come."""
+
+    @abstractmethod
+    def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Have `wake` called after each commit of this process, by the store's thread; gives what ends that.
+
+        It must not block or raise, and may be called once more while it is being ended. Commits of other
+        processes wake nobody.
+        """
 
     is_instant: bool = False
     """Whether nothing here ever blocks, so that it is called where it is needed, on a loop too. (While a loop on
@@ -223,7 +220,8 @@ class RunStore(ABC):
         """Take over a run that has ended or is Paused, to run it again.
 
         Gives its row as it is then: Pending, named Resuming, owned by this store. (Also the
-        stand-in of a nested flow.) None when the run is not in its state number `seq` any more:
+        stand-in of a nested flow.) What was interrupted below it becomes Cancelled: it may not be
+        called again. None when the run is not in its state number `seq` any more:
         somebody else was first.
         """
 
@@ -266,14 +264,18 @@ class RunStore(ABC):
 
     @abstractmethod
     def delete_runs(self, root_ids: Sequence[bytes]) -> list[bytes]:
-        """Delete outermost runs that have ended, with every run below them and their logs; gives which.
+        """Delete outermost runs that have ended or wait to be resumed; gives which.
 
-        One that goes on, and an id that is not an outermost run's, are left alone.
+        All below them goes as well: runs, logs, events, items. One that goes on, and an id that is not
+        an outermost run's, are left alone.
         """
 
     @abstractmethod
     def read_oldest(self, limit: int, before: int | None = None) -> list[bytes]:
-        """The ids of the outermost runs created first that have ended (before `before`, in microseconds)."""
+        """The ids of the outermost runs created first that have ended.
+
+        With `before`, those that had ended by then, or wait to be resumed since then; in microseconds.
+        """
 
     @abstractmethod
     def delete_cached(
@@ -288,6 +290,14 @@ class RunStore(ABC):
     @abstractmethod
     def delete_transactions(self, ended_before: int) -> int:
         """Forget a batch of the transactions that ended before a moment, and their keys; gives how many."""
+
+    @abstractmethod
+    def delete_journal(self, before: int | None) -> int:
+        """Forget a batch of the oldest part of the journal, with the events emitted then; gives how many commits.
+
+        What was committed before a moment, in microseconds since 1970 UTC; with None, before the oldest
+        outermost run that is kept was created: everything, where there is none.
+        """
 
     @abstractmethod
     def give_back(self) -> int:
@@ -336,6 +346,17 @@ class ResultStore(ABC):
     @abstractmethod
     def delete(self, root_ids: Sequence[bytes], cached: Sequence[CachedRow] = ()) -> None:
         """Delete the files of outermost runs and of cached values whose rows are gone. Must not raise."""
+
+    seals: bool = False
+    """Whether `seal` changes anything: then it is called where it blocks no loop."""
+
+    def seal(self, text: str, what: str) -> str:
+        """The JSON of an item as its row is to hold it; `what` it is, for an error. May block."""
+        return text
+
+    def unseal(self, text: str, what: str) -> str:
+        """The JSON that `seal` was given. May block."""
+        return text
 
     @abstractmethod
     async def read(self, row: RunRow | CachedRow, reader: Reader) -> str | None:

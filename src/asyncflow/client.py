@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -11,13 +11,21 @@ from uuid import UUID
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
 from asyncflow._engine.declared import Declared
-from asyncflow._engine.resuming import run_again, take_over
+from asyncflow._engine.resuming import call_off, run_again, take_over
+from asyncflow._event_pages import read_events
+from asyncflow._event_rows import cursor_of, event_of
+from asyncflow._log_following import LogStream
 from asyncflow._rows import FLOW, STAND_IN, TASK, RunRow, flow_run_of, log_record_of, states_of, task_run_of
 from asyncflow._services import Services
+from asyncflow._snapshots import await_tree_of
+from asyncflow._subscriptions import Subscription
+from asyncflow._waits import AwaitTree
 from asyncflow.abc import LogQuery, RunQuery
 from asyncflow.clock import SystemClock
+from asyncflow.events import Event, EventFilter
 from asyncflow.exceptions import CannotDeleteRunError, MissingResultError, OptionError, RunNotFoundError
 from asyncflow.ids import parse_id
+from asyncflow.item_streams import ItemStream, is_stream, items_of_result, position_of
 from asyncflow.runs import FlowRun, LogRecord, TaskRun
 from asyncflow.runtime import HOME, Runtime
 from asyncflow.serializers import decode
@@ -144,6 +152,17 @@ class Client:
             raise RunNotFoundError(run_id)
         return [flow_run_of(row) if row.kind == FLOW else task_run_of(row) for row in rows]
 
+    async def await_tree(self, run_id: UUID | str | None = None) -> AwaitTree:
+        """The runs that are live in this process and runtime, and what each waits for; as text with `str()`.
+
+        With `run_id` that run and all below it; none where it is not live here. `asyncflow runs tree`
+        asks the other processes on the home as well, and `asyncflow.await_tree.snapshot()` needs no
+        event loop.
+        """
+        services = await self.services()
+        top = _id(run_id)
+        return await services.ask(self._host(), lambda: await_tree_of([services], top))
+
     async def read_states(self, run_id: UUID | str) -> list[State[Any]]:
         """The states of a flow or task run, oldest first."""
         return states_of(await self._row(run_id, _FLOWS | _TASKS))
@@ -169,14 +188,66 @@ class Client:
         rows = await self._read(lambda services: services.store.read_logs(query))
         return [log_record_of(row) for row in rows]
 
+    def follow_logs(self, run_id: UUID | str, *, level: int | str | None = None) -> AsyncIterator[LogRecord]:
+        """Every log record of a run, first to last, as they are written, until the run has ended.
+
+        What `read_logs` gives, in the order it was written: `async for record in client.follow_logs(id)`.
+        A slow reader misses nothing, and holds nobody back; what other processes write is looked for
+        every 100 ms. A run that was interrupted has not ended. Ends early when the runtime is closed.
+        An unknown run is `RunNotFoundError`, when the first record is asked for.
+        """
+        return LogStream(self.services, self._host, LogQuery(run_id=_required_id(run_id), level=_level(level)))
+
+    @property
+    def dropped_logs(self) -> int:
+        """How many log lines were dropped, since the runtime was opened, because the disk was behind.
+
+        Where they are missing, the log of their run says so. 0 while no runtime is open.
+        """
+        services = HOME.in_force() if self._runtime is None else self._runtime.services
+        return 0 if services is None else services.store.dropped_logs
+
+    async def read_events(
+        self, filter: EventFilter | None = None, *, after: Event | str | None = None, limit: int = 200
+    ) -> list[Event]:
+        """What happened, oldest first: changes of states, and emitted events.
+
+        Args:
+            filter: Which events; all of them without.
+            after: An event, or the id of one: what came after it. `EventsGoneError` when that is not kept any more.
+            limit: At most so many.
+        """
+        wanted, cursor, most = filter or EventFilter(), cursor_of(after), _count("limit", limit)
+        rows = await self._read(lambda services: read_events(services.store, wanted, cursor, most))
+        return [event_of(row) for row in rows]
+
+    def subscribe(
+        self, filter: EventFilter | None = None, *, after: Event | str | None = None
+    ) -> Subscription:
+        """What happens from now on, or happened after an event, as it comes: `async for event in client.subscribe()`.
+
+        "Now" is when the first event is asked for, or when `async with` is entered. A slow reader loses
+        nothing and holds nobody back; what this process commits arrives within milliseconds, what
+        others commit within 100. Ends when the runtime is closed. `EventsGoneError` as for `read_events`.
+        """
+        return Subscription(self.services, self._host, filter, after)
+
+    @property
+    def dropped_events(self) -> int:
+        """How many emitted events were dropped since the runtime was opened, because the disk was behind."""
+        services = HOME.in_force() if self._runtime is None else self._runtime.services
+        return 0 if services is None else services.store.dropped_events
+
     async def read_result(self, run_id: UUID | str) -> Any:
         """The recorded value of a completed run, as plain JSON data.
 
         Raises `MissingResultError` when there is none: the run is not Completed, or its value was
-        not persisted.
+        not persisted. That of a generator with `persist_result=True` is the list of its items.
         """
         row = await self._row(run_id, _FLOWS | _TASKS)
         services = await self.services()
+        if is_stream(row) and states_of(row)[-1].is_completed():
+            return await services.ask(self._host(), lambda: items_of_result(services, row))
         if services.results is None:
             text = row.result
         else:
@@ -184,6 +255,21 @@ class Client:
         if text is None:
             raise MissingResultError(run_id, _why_missing(row))
         return decode(text)
+
+    def stream(self, run_id: UUID | str, *, after: int | str | None = 0) -> ItemStream:
+        """The items of a generator's run with `persist_result=True`: those on record, then each as it comes.
+
+        From any process, any number of times. `async for item in client.stream(run_id)` ends when the run
+        has completed, and raises what says so if it ended in another way. Leaving it changes nothing
+        for the run. With `sse(...)` it is the body of a response that a client can come back to.
+
+        Args:
+            run_id: The run. An unknown one raises `RunNotFoundError` with the first item asked for; one
+                whose items are not recorded, `MissingResultError`.
+            after: Begin behind the item with this `number`. The text of a `Last-Event-ID` header
+                is taken as it is; one that is no number raises `OptionError`, here.
+        """
+        return ItemStream(self.services, _required_id(run_id), position_of(after))
 
     async def resume_flow_run(
         self,
@@ -197,6 +283,15 @@ class Client:
         services = await self.services()
         claim = await take_over(services, _required_id(flow_run_id), flow, parameters or {})
         return await run_again(services, claim, return_state)
+
+    async def call_off_flow_run(self, flow_run_id: UUID | str, message: str) -> State[Any]:
+        """For `cancel_flow_run`: make a run Cancelled that was interrupted and that nobody runs."""
+        services, host = await self.services(), self._host()
+        await services.ask(host, lambda: call_off(services, _required_id(flow_run_id), message))
+        _, problem, held_back = await host.confirm(services.store, services.settings.durability_seconds)
+        if held_back is not None or problem is not None:
+            raise held_back or problem or AssertionError
+        return (await self.read_flow_run(flow_run_id)).state
 
     async def delete_flow_run(self, flow_run_id: UUID | str) -> None:
         """Delete an outermost flow run that has ended: with all below it, its logs and its result files.

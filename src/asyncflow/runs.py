@@ -73,3 +73,5 @@ class LogRecord:
     message: str
     flow_run_id: UUID | None = None
     task_run_id: UUID | None = None
+    extra: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The `extra=` it was logged with, as JSON, with previews where a value is not JSON."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from asyncflow._backend.inline import InlineHost, drive
 from asyncflow._rows import STATE_CODES, TASK, CachedRow, RunRow
-from asyncflow.abc import ResultStore, Ticket
+from asyncflow.abc import ResultStore, RunStore, Ticket
 from asyncflow.clock import SystemClock
 from asyncflow.ids import new_id
 from asyncflow.states import StateType
@@ -46,8 +46,9 @@ def write_results(results: ResultStore, batch: Sequence[tuple[bytes, RunRow]]) -
 class LiveRun:
     """A run as a store sees it; assign to `current` to change it."""
 
-    def __init__(self, *rows: RunRow, root_id: bytes | None = None) -> None:
+    def __init__(self, *rows: RunRow, root_id: bytes | None = None, journalled: int = 0) -> None:
         self.queued = False
+        self.journalled = journalled
         self.current: Sequence[RunRow] = rows
         self.root_id = rows[0].id if root_id is None else root_id
 
@@ -77,3 +78,16 @@ class Waiter:
             assert self._left.acquire(timeout=timeout), f"no acknowledgement within {timeout} seconds"
         self._made = 0
         return [ticket for call in self.calls for ticket in call]
+
+
+def record(store: RunStore, *rows: RunRow) -> None:
+    """Put each row as a run of its own and wait until all are on disk."""
+    for row in rows:
+        store.put(LiveRun(row))
+    settle(store)
+
+
+def settle(store: RunStore) -> None:
+    waiter = Waiter()
+    store.confirm(waiter.ticket())
+    assert [ticket.error for ticket in waiter.wait()] == [None]

@@ -5,63 +5,36 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, STATE_TYPES, TASK, CachedRow, LogRow, RunRow, TransactionRow
+from asyncflow._journal import EventRow
+from asyncflow._rows import (
+    FLOW,
+    STAND_IN,
+    STATE_CODES,
+    STATE_TYPES,
+    TASK,
+    CachedRow,
+    ItemRow,
+    LogRow,
+    RunRow,
+    TransactionRow,
+)
 from asyncflow.abc import LogQuery, RunQuery, RunStore, Ticket
 from asyncflow.exceptions import RuntimeClosedError
 from asyncflow.ids import new_id
-from asyncflow.results import FileResults
-from asyncflow.settings import Settings
 from asyncflow.states import StateType
-from asyncflow.stores.memory import MemoryStore
-from asyncflow.stores.sqlite import SQLiteStore
-from tests.contracts.recordables import START, LiveRun, Waiter, run_row
+from tests.contracts.recordables import START, LiveRun, Waiter, record, run_row, settle
 
 ALL = frozenset({FLOW, TASK, STAND_IN})
 COMPLETED, FAILED, RUNNING = (
     STATE_CODES[type_] for type_ in (StateType.COMPLETED, StateType.FAILED, StateType.RUNNING)
 )
-
-
-@pytest.fixture(params=["sqlite", "memory"])
-def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], RunStore]]:
-    """Opens stores that have nothing to do with one another."""
-    opened: list[RunStore] = []
-
-    def open_store() -> RunStore:
-        home = tmp_path / f"store{len(opened)}"
-        kind = request.param
-        opened.append(SQLiteStore(home, Settings(), FileResults(home)) if kind == "sqlite" else MemoryStore())
-        return opened[-1]
-
-    yield open_store
-    for store in opened:
-        store.close()
-
-
-@pytest.fixture
-def store(open_store: Callable[[], RunStore]) -> RunStore:
-    return open_store()
-
-
-def record(store: RunStore, *rows: RunRow) -> None:
-    """Put each row as a run of its own and wait until all are on disk."""
-    for row in rows:
-        store.put(LiveRun(row))
-    settle(store)
-
-
-def settle(store: RunStore) -> None:
-    waiter = Waiter()
-    store.confirm(waiter.ticket())
-    assert [ticket.error for ticket in waiter.wait()] == [None]
 
 
 # --- writing ---------------------------------------------------------------------------------
@@ -335,6 +308,13 @@ def log_line(number: int, **columns: Any) -> LogRow:
     return LogRow(None, None, START + number, 20, "asyncflow.run", f"line {number}")._replace(**columns)
 
 
+def lines_of(store: RunStore, query: LogQuery) -> list[LogRow]:
+    """Lines without the ids that the store gave them."""
+    lines = store.read_logs(query)
+    assert all(len(line.id) == 16 for line in lines)
+    return [line._replace(id=b"") for line in lines]
+
+
 def test_log_lines_are_read_oldest_first_by_flow_run_and_by_task_run(store: RunStore) -> None:
     flow, task = new_id(), new_id()
     own = log_line(1, flow_run_id=flow)
@@ -344,12 +324,30 @@ def test_log_lines_are_read_oldest_first_by_flow_run_and_by_task_run(store: RunS
     for line in (late, same_time, of_task, own, log_line(3, flow_run_id=new_id())):
         store.put_log(line)
     settle(store)
-    assert store.read_logs(LogQuery(run_id=flow)) == [own, of_task, late, same_time]
-    assert store.read_logs(LogQuery(run_id=task)) == [of_task, late, same_time]
-    assert store.read_logs(LogQuery(run_id=flow, level=30)) == [of_task]
-    assert store.read_logs(LogQuery(run_id=flow, after=START + 2)) == [late, same_time]
-    assert store.read_logs(LogQuery(run_id=flow, limit=2)) == [own, of_task]
-    assert store.read_logs(LogQuery(run_id=new_id())) == []
+    assert lines_of(store, LogQuery(run_id=flow)) == [own, of_task, late, same_time]
+    assert lines_of(store, LogQuery(run_id=task)) == [of_task, late, same_time]
+    assert lines_of(store, LogQuery(run_id=flow, level=30)) == [of_task]
+    assert lines_of(store, LogQuery(run_id=flow, after=START + 2)) == [late, same_time]
+    assert lines_of(store, LogQuery(run_id=flow, limit=2)) == [own, of_task]
+    assert lines_of(store, LogQuery(run_id=new_id())) == []
+
+
+def test_log_lines_are_followed_by_their_ids_in_the_order_they_were_put(store: RunStore) -> None:
+    flow, task = new_id(), new_id()
+    first, later = log_line(9, flow_run_id=flow), log_line(5, flow_run_id=flow, task_run_id=task)
+    for line in (first, log_line(1, flow_run_id=new_id()), later):
+        store.put_log(line)
+    settle(store)
+    assert lines_of(store, LogQuery(run_id=flow, after_id=b"")) == [first, later]
+    page = store.read_logs(LogQuery(run_id=flow, after_id=b"", limit=1))
+    assert [line._replace(id=b"") for line in page] == [first]
+    newest = log_line(2, flow_run_id=flow, extra='{"order":7}')
+    store.put_log(newest)
+    settle(store)
+    assert lines_of(store, LogQuery(run_id=flow, after_id=page[0].id)) == [later, newest]
+    assert lines_of(store, LogQuery(run_id=task, after_id=page[0].id)) == [later]
+    last = store.read_logs(LogQuery(run_id=flow, after_id=b""))[-1]
+    assert lines_of(store, LogQuery(run_id=flow, after_id=last.id)) == []
 
 
 def test_a_log_line_that_is_not_text_is_kept_escaped(store: RunStore) -> None:
@@ -369,6 +367,13 @@ def test_a_closed_store_refuses_everything_and_can_be_closed_again(store: RunSto
     uses: list[Callable[[], object]] = [
         lambda: store.put(LiveRun(run_row())),
         lambda: store.put_log(log_line(1)),
+        lambda: store.put_event(EventRow(START, "order.placed")),
+        lambda: store.put_item(ItemRow(new_id(), 0, "1")),
+        lambda: store.read_journal(None, 1),
+        lambda: store.newest_cursor(),
+        lambda: store.cursor_since(START),
+        lambda: store.read_items(new_id(), -1, 1),
+        lambda: store.delete_journal(None),
         lambda: store.confirm(Waiter().ticket()),
         lambda: store.read_run(new_id()),
         lambda: store.read_runs(RunQuery(kinds=ALL)),

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from asyncflow._journal import EventRow
 from asyncflow._rows import (
     ACTIVE,
     COMMITTED,
@@ -23,6 +24,7 @@ from asyncflow._rows import (
     STATE_CODES,
     TASK,
     CachedRow,
+    ItemRow,
     LogRow,
     RunRow,
     TransactionRow,
@@ -76,9 +78,11 @@ class Stores(RuleBasedStateMachine):
         return answer
 
     def put(self, row: RunRow) -> None:
+        known = self.memory.read_run(row.id)
+
         def put(store: RunStore) -> None:
             waiter = Waiter()
-            store.put(LiveRun(row))
+            store.put(LiveRun(row, journalled=0 if known is None else known.seq))
             store.confirm(waiter.ticket())
             waiter.wait()
 
@@ -176,7 +180,43 @@ class Stores(RuleBasedStateMachine):
         back = [self.pick(self.ids, number) for number in runs] if state == ROLLED_BACK else []
         self.both(lambda store: store.write_transaction(row, back))
 
+    @rule(which=picks, name=st.sampled_from(["order.placed", "half \ud83d pair"]), inside=st.booleans())
+    def emit(self, which: int, name: str, inside: bool) -> None:
+        run_id = self.pick(self.ids, which) if inside else None
+        event = EventRow(self.tick(), name, "order/7", '{"a":1}', run_id if which % 2 else None, run_id)
+        self.both(lambda store: store.put_event(event))
+        self.settle()
+
+    @rule(which=picks, n=st.integers(0, 3))
+    def hand_over(self, which: int, n: int) -> None:
+        item = ItemRow(self.pick(self.ids, which), n, str(self.tick()))
+        self.both(lambda store: store.put_item(item))
+        self.settle()
+
+    @rule(back=st.none() | st.integers(0, 50_000))
+    def forget_events(self, back: int | None) -> None:
+        before = None if back is None else self.now - back
+        self.both(lambda store: store.delete_journal(before))
+
     # --- what is read -------------------------------------------------------------------------
+
+    @invariant()
+    def the_journals_are_equal(self) -> None:
+        events = self.both(lambda store: store.read_journal(None, 10_000))
+        assert len({event.cursor for event in events}) == len(events)
+        self.both(lambda store: store.newest_cursor())
+
+    @rule(which=picks, limit=st.integers(1, 5))
+    def look_at_a_page(self, which: int, limit: int) -> None:
+        events = self.memory.read_journal(None, 10_000)
+        if events:
+            place = which % len(events)
+            page = self.both(lambda store: store.read_journal(events[place].cursor, limit))
+            assert page == events[place + 1 :][:limit]
+            at = events[place].at + which % 3 - 1
+            since = self.both(lambda store: store.cursor_since(at))
+            begun = [event for event in events if (event.at if event.run is None else event.run.created) >= at]
+            assert all(event.cursor > since for event in begun)
 
     @invariant()
     def all_is_equal(self) -> None:
@@ -195,7 +235,8 @@ class Stores(RuleBasedStateMachine):
         self.both(lambda store: store.read_tree(run_id))
         self.both(lambda store: store.read_children(run_id))
         self.settle()
-        self.both(lambda store: store.read_logs(LogQuery(run_id=run_id)))
+        self.both(lambda store: [line[:-1] for line in store.read_logs(LogQuery(run_id=run_id))])
+        self.both(lambda store: store.read_items(run_id, -1, 100))
 
     def settle(self) -> None:
         waiter = Waiter()

@@ -23,6 +23,7 @@ from asyncflow._rows import (
     LogRow,
     RunRow,
     TransactionRow,
+    history_of,
     states_of,
 )
 from asyncflow.abc import LogQuery, Reaped, RunQuery, RunStore
@@ -351,7 +352,7 @@ def test_deleting_takes_a_whole_tree_and_its_logs(store: RunStore) -> None:
 
 def test_what_goes_on_and_what_is_a_part_of_another_is_not_deleted(store: RunStore) -> None:
     open_root = tree(store, state=RUNNING, seq=2, ended=None)
-    waiting = tree(store, state=PAUSED, state_name="Interrupted", ended=None)
+    waiting = tree(store, state=PAUSED, ended=None)
     ended = tree(store)
     deaf = running(parent_id=ended[3].id, owner=store.owner)  # it did not stop when the rest did
     record(store, deaf)
@@ -359,6 +360,16 @@ def test_what_goes_on_and_what_is_a_part_of_another_is_not_deleted(store: RunSto
     assert store.read_tree(ended[0].id) == [*ended, deaf]
     record(store, deaf._replace(state=COMPLETED, seq=3, ended=LATER))
     assert store.delete_runs([ended[0].id]) == [ended[0].id]
+
+
+def test_what_waits_to_be_resumed_can_be_deleted_and_is_when_it_has_waited_for_long(store: RunStore) -> None:
+    waiting = tree(store, state=PAUSED, state_name="Interrupted", ended=None)[0]
+    since = history_of(waiting)[-1][3]
+    assert store.read_oldest(10) == []  # not to make room
+    assert store.read_oldest(10, before=since) == []
+    assert store.read_oldest(10, before=since + 1) == [waiting.id]
+    assert store.delete_runs([waiting.id]) == [waiting.id]
+    assert store.read_tree(waiting.id) == []
 
 
 def test_more_than_a_statement_takes_can_be_deleted_at_once(store: RunStore) -> None:

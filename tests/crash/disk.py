@@ -69,6 +69,21 @@ class _NotingFile(apsw.VFSFile):
         self._notes.append(Note("sync", self._file))
 
 
+@dataclass(slots=True)
+class _Cursor:
+    """What the store uses of a cursor."""
+
+    _apsw: apsw.Cursor
+    rowcount: int
+    lastrowid: int
+
+    def fetchone(self) -> Any:
+        return self._apsw.fetchone()
+
+    def fetchall(self) -> list[Any]:
+        return self._apsw.fetchall()
+
+
 class _Connection:
     """What the store uses of a connection, with apsw below it."""
 
@@ -77,8 +92,9 @@ class _Connection:
         # There is no shared memory in a VFS written in Python; a connection that is alone needs none.
         self._apsw.execute("PRAGMA locking_mode = EXCLUSIVE")
 
-    def execute(self, sql: str, values: Sequence[Any] = ()) -> apsw.Cursor:
-        return self._apsw.execute(sql, values)
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> _Cursor:
+        cursor = self._apsw.execute(sql, values)
+        return _Cursor(cursor, self._apsw.changes(), self._apsw.last_insert_rowid())
 
     @property
     def in_transaction(self) -> bool:

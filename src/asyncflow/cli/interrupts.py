@@ -32,7 +32,9 @@ from asyncflow.states import StateType
 
 __all__ = ["Stopper"]
 
-_MARGIN_SECONDS = 2.0
+_MARGIN_SECONDS = 1.0
+"""Beyond the time for clean-ups: for what the engine does when it is over. What then only waits for the disk is waited
+for on the way out."""
 _THIRD = 3
 _Wish = Literal["stop", "be quick", "ended"]
 
@@ -77,7 +79,11 @@ class Stopper:
             yield
         finally:
             self._wishes.put("ended")
-            for number in ours:
+            if self.signal is not None:
+                thread.join()  # when it is leaving already, nothing else may use the store, or leave in another way
+            # After a signal the process is on its way out: another one must not tear that apart, and the third
+            # is still immediate.
+            for number in ours if self.signal is None else ():
                 signal.signal(number, before[number])
 
     @contextmanager
@@ -107,7 +113,7 @@ class Stopper:
         for services in HOME.every_open():
             interrupt_now(services)
         settings = self._services.settings
-        seconds = settings.grace_seconds + settings.durability_seconds + _MARGIN_SECONDS
+        seconds = settings.grace_seconds + _MARGIN_SECONDS
         try:
             why = "it was stopped again" if self._wishes.get(timeout=seconds) == "be quick" else None
         except Empty:

@@ -30,9 +30,9 @@ from asyncflow._rows import (
     states_of,
 )
 from asyncflow.abc import RunStore
-from asyncflow.cli.output import clock_time, duration_between, one_line, printable
+from asyncflow.cli.output import clock_time, duration_between, escaped, one_line, printable
 from asyncflow.cli.tree import Line, Node, build_tree, counts, lay_out
-from asyncflow.exceptions import StoreError
+from asyncflow.exceptions import RuntimeClosedError, StoreError
 from asyncflow.states import State, StateType
 
 __all__ = ["PlainView", "TreeView", "View", "Watcher", "listen", "make_view", "state_style", "tree_line"]
@@ -130,7 +130,8 @@ class Watcher:
     def _rows(self) -> Sequence[RunRow]:
         if self.run_id is None:
             return ()
-        with suppress(StoreError):  # the run itself reports what is wrong with the store
+        # The run itself reports what is wrong with the store, and it may be closed while the process is left.
+        with suppress(StoreError, RuntimeClosedError):
             return self._store.read_tree(self.run_id)
         return ()
 
@@ -145,7 +146,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._view.log(record, self.format(record))
+            self._view.log(record, _text_of(record))
         except Exception:  # noqa: BLE001  # as every handler does: a log line must not stop the program
             self.handleError(record)
 
@@ -161,6 +162,13 @@ def listen(view: View) -> None:
         if getattr(handler, "stream", None) in (sys.__stderr__, sys.__stdout__):
             # Made before the view began: it would write into the middle of the tree.
             handler.setStream(sys.stderr)
+
+
+def _text_of(record: logging.LogRecord) -> str:
+    """The message on one line, whatever it holds; below it, indented, the traceback."""
+    text = escaped(record.getMessage())
+    below = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
+    return text + "".join(f"\n    {escaped(line)}" for line in below.split("\n") if line)
 
 
 def _log_line(record: logging.LogRecord, text: str) -> Text:

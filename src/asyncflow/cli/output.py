@@ -23,6 +23,7 @@ __all__ = [
     "duration",
     "duration_between",
     "error_console",
+    "escaped",
     "json_text",
     "one_line",
     "only_data_on_stdout",
@@ -33,6 +34,8 @@ __all__ = [
 
 _MICRO = 1_000_000
 _WIDEST_TABLE = 10_000
+_HARMLESS = frozenset("\t\u00a0\u2007\u202f\u3000\u200c\u200d")
+"""A tab, spaces of some languages, and what joins letters and emoji: not `printable` to Python."""
 
 
 class UsageError(AsyncflowError):
@@ -106,7 +109,19 @@ def printable(text: str) -> str:
     """`text` without what could control a terminal; line breaks and tabs stay."""
     if text.isprintable():
         return text
-    return "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
+    return "".join(
+        each if each.isprintable() or each == "\n" or each in _HARMLESS else "\N{REPLACEMENT CHARACTER}"
+        for each in text
+    )
+
+
+def escaped(text: str) -> str:
+    """All of `text` on one line: of what is no visible character, or changes how the rest is shown, its escape."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in _HARMLESS else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 def one_line(text: str, limit: int = 200) -> str:

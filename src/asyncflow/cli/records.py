@@ -10,10 +10,11 @@ from uuid import UUID
 
 from asyncflow._rows import FLOW, RunRow, flow_run_of, task_run_of
 from asyncflow.cli.tree import Node, build_tree
+from asyncflow.events import Event
 from asyncflow.runs import FlowRun, LogRecord, TaskRun
 from asyncflow.states import State
 
-__all__ = ["log_json", "run_json", "show_json"]
+__all__ = ["event_json", "log_json", "run_json", "show_json"]
 
 _FLOW_FIELDS = ("flow_name", "flow_version", "parameters", "parent_flow_run_id", "parent_task_run_id", "deployment_id")
 _TASK_FIELDS = ("task_name", "task_key", "flow_run_id", "parent_task_run_id", "child_flow_run_id")
@@ -60,8 +61,15 @@ def show_json(rows: Sequence[RunRow], states: Sequence[State[Any]]) -> dict[str,
 
 def log_json(record: LogRecord) -> dict[str, Any]:
     """A log record."""
-    fields = ("timestamp", "level", "name", "message", "flow_run_id", "task_run_id")
+    fields = ("timestamp", "level", "name", "message", "flow_run_id", "task_run_id", "extra")
     return {name: _plain(getattr(record, name)) for name in fields}
+
+
+def event_json(event: Event) -> dict[str, Any]:
+    """An event; of a state's its type and message, too."""
+    fields = ("id", "name", "occurred", "resource", "payload", "flow_run_id", "task_run_id")
+    told = {name: _plain(getattr(event, name)) for name in fields}
+    return told if event.state is None else {**told, "state": state_json(event.state)}
 
 
 def _row_json(row: RunRow) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated
@@ -22,11 +21,10 @@ from asyncflow.cli.output import (
     duration_between,
     json_text,
     one_line,
-    printable,
     table_console,
     write_data,
 )
-from asyncflow.cli.records import log_json, run_json, show_json
+from asyncflow.cli.records import run_json, show_json
 from asyncflow.cli.show import print_run
 from asyncflow.cli.words import AsJSON, RunId, count_of, id_of, moment_of, states_of
 from asyncflow.client import get_client
@@ -99,40 +97,12 @@ def show(run_id: RunId, /, *, json: AsJSON = False, home: Home = None) -> int:
 
 
 @app.command
-def logs(
-    run_id: RunId,
-    /,
-    *,
-    level: Annotated[str | None, Parameter(help="This level and above, such as WARNING.")] = None,
-    limit: Annotated[int, Parameter(help="At most so many, the oldest.")] = 1000,
-    json: AsJSON = False,
-    home: Home = None,
-) -> int:
-    """Print what a run logged, oldest first: of a flow run with its tasks, or of a task run."""
-    services = open_recorded(home)
-    row_of(services, run_id)
-    records = drive(get_client().read_logs(run_id, level=level, limit=count_of("--limit", limit)))
-    if json:
-        write_data(json_text([log_json(record) for record in records]))
-        return 0
-    console = table_console()
-    for record in records:
-        at = record.timestamp.astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-        console.print(f"{at}  {_level_name(record.level):<8}  {printable(record.message)}", soft_wrap=True)
-    return 0
-
-
-@app.command
 def result(run_id: RunId, /, *, home: Home = None) -> int:
     """Print the recorded value of a completed run, as JSON."""
     services = open_recorded(home)
     row_of(services, run_id)
     write_data(json_text(drive(get_client().read_result(run_id))))
     return 0
-
-
-def _level_name(level: int) -> str:
-    return str(logging.getLevelName(level))
 
 
 # --- the table -------------------------------------------------------------------------------

@@ -14,10 +14,13 @@ from asyncflow.doctor.records import Records
 from asyncflow.doctor.report import Report, counted
 from asyncflow.exceptions import StoreError
 from asyncflow.settings import Settings
+from asyncflow.stores._log_queue import DROPPED
 
 __all__ = ["examine"]
 
 _DAY = 86_400
+_DROPPED_LINES = f"""SELECT total(CASE WHEN json_valid(extra) THEN json_extract(extra, '$.dropped') END)
+FROM log WHERE logger = '{DROPPED}'"""
 _LOSSES = {"missing-file", "changed-file", "unsound-rows"}
 
 
@@ -62,9 +65,16 @@ def _count(records: Records, report: Report, home: Path) -> None:
         ("runs", "SELECT count(*) FROM run"),
         ("outermost_runs", "SELECT count(*) FROM run WHERE parent_id IS NULL"),
         ("log_lines", "SELECT count(*) FROM log"),
+        ("dropped_log_lines", _DROPPED_LINES),
         ("cached_values", "SELECT count(*) FROM cache"),
     ):
         report.facts[name] = int(records.value(sql))
+    if dropped := report.facts["dropped_log_lines"]:
+        report.note(
+            "dropped-logs",
+            f"{counted(dropped, 'log line was', 'log lines were')} dropped: they came faster than the disk took them",
+            "the logs of their runs say where; a higher `ASYNCFLOW_LOG_LEVEL` keeps fewer",
+        )
     settings = Settings.load(home=home)
     due = 0
     if settings.retention_days:

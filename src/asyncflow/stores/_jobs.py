@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from asyncflow._journal import Change, encoded
 from asyncflow._rows import (
     ACTIVE,
     FIRST_FINAL,
@@ -25,21 +26,23 @@ from asyncflow.abc import Reaped
 from asyncflow.stores import _queries as queries
 from asyncflow.stores._database import transaction
 from asyncflow.stores._orphans import INTERRUPTED as WAITING
-from asyncflow.stores._orphans import PAUSED, UNKNOWN_PROCESS, ended, resuming, stand_in_resuming
+from asyncflow.stores._orphans import PAUSED, UNKNOWN_PROCESS, ended, left_behind, resuming, stand_in_resuming
 from asyncflow.stores._ownership import Process
 from asyncflow.stores._statements import CHUNK, seize, statements
+from asyncflow.stores._turn import journal
 
 if TYPE_CHECKING:
     import sqlite3
 
 __all__ = [
-    "claim", "delete_cached", "delete_runs", "give_back", "leave", "reap_process", "reap_unknown", "register",
-    "write_cached", "write_transaction",
+    "claim", "delete_cached", "delete_journal", "delete_runs", "delete_transactions", "give_back", "leave",
+    "reap_process", "reap_unknown", "register", "write_cached", "write_transaction",
 ]  # fmt: skip
 
 VACUUM_PAGES = 128
-BATCH = 1000
 """Pages given back to the disk at a time: a millisecond, but each waits for the GIL."""
+BATCH = 1000
+_NEVER = 2**62
 
 _OPEN = f"state < {FIRST_FINAL} AND NOT (state = {PAUSED} AND state_name IS '{WAITING}')"
 _BELOW = """
@@ -48,6 +51,13 @@ WITH RECURSIVE below (id) AS (
     UNION
     SELECT run.id FROM below JOIN run ON run.parent_id = below.id
 )"""
+
+
+_OF_RUNS = (
+    ("log", "flow_run_id"), ("log", "task_run_id"), ("event", "flow_run_id"), ("event", "task_run_id"),
+    ("item", "run_id"), ("run", "id"),
+)  # fmt: skip
+"""What is deleted with runs, by which column; the runs last."""
 
 
 # --- owners --------------------------------------------------------------------------------
@@ -91,10 +101,9 @@ def reap_unknown(connection: sqlite3.Connection, owner: int, now: int) -> Reaped
 
 
 def _reap(connection: sqlite3.Connection, whose: str, owner: int, now: int, why: str) -> Reaped:
-    found = _rows(connection, f"SELECT {queries.RUN} FROM run WHERE {_OPEN} AND {whose}")
+    found = _rows(connection, f"SELECT {queries.RUN} FROM run WHERE {_OPEN} AND {whose} ORDER BY id")
     rows = [ended(RunRow._make(row), now, owner, why) for row in found]
-    for statement in statements(seize, rows):
-        connection.execute(*statement)
+    _move(connection, rows, now, owner)
     found = _rows(connection, f"SELECT {queries.TRANSACTION} FROM txn WHERE state = {ACTIVE} AND {whose}")
     left = [TransactionRow._make(row)._replace(state=INTERRUPTED, ended=now, owner=owner) for row in found]
     for row in left:
@@ -117,9 +126,23 @@ def claim(connection: sqlite3.Connection, run_id: bytes, seq: int, owner: int, n
         stand_in = None if row.parent_id is None else _run(connection, row.parent_id)
         if stand_in is not None and stand_in.kind == STAND_IN:
             rows.append(stand_in_resuming(stand_in, taken, now))
-        for statement in statements(seize, rows):
-            connection.execute(*statement)
+        rows += [left_behind(each, now, owner) for each in _waiting_below(connection, run_id)]
+        _move(connection, rows, now, owner)
         return taken
+
+
+def _waiting_below(connection: sqlite3.Connection, run_id: bytes) -> list[RunRow]:
+    waiting = f"run.state = {PAUSED} AND run.state_name = '{WAITING}'"
+    sql = f"{_below(1)} SELECT {queries.RUN} FROM below JOIN run ON run.id = below.id WHERE {waiting} AND run.id <> ?"
+    return [RunRow._make(row) for row in _rows(connection, sql, [run_id, run_id])]
+
+
+def _move(connection: sqlite3.Connection, rows: Sequence[RunRow], now: int, owner: int) -> None:
+    """Record runs, each in one more state than it is in on record."""
+    for statement in statements(seize, rows):
+        connection.execute(*statement)
+    for chunk in _chunks(rows):
+        journal(connection, encoded(Change(row.id, row.seq - 1, row.seq) for row in chunk), now, owner)
 
 
 # --- cached values, transactions -------------------------------------------------------------
@@ -189,6 +212,9 @@ def _put_transaction(connection: sqlite3.Connection, row: TransactionRow, where:
 # --- retention -----------------------------------------------------------------------------
 
 
+_GOES_ON = f"run.state < {FIRST_FINAL} AND NOT (run.state = {PAUSED} AND run.state_name IS '{WAITING}')"
+
+
 def delete_runs(connection: sqlite3.Connection, root_ids: Iterable[bytes]) -> list[bytes]:
     """As the port says."""
     deleted: list[bytes] = []
@@ -197,23 +223,39 @@ def delete_runs(connection: sqlite3.Connection, root_ids: Iterable[bytes]) -> li
             roots = _deletable(connection, chunk)
             deleted += roots
             below = _below(len(roots))
-            connection.execute(f"{below} DELETE FROM log WHERE flow_run_id IN (SELECT id FROM below)", roots)
-            connection.execute(f"{below} DELETE FROM log WHERE task_run_id IN (SELECT id FROM below)", roots)
-            connection.execute(f"{below} DELETE FROM run WHERE id IN (SELECT id FROM below)", roots)
+            for table, column in _OF_RUNS:
+                connection.execute(f"{below} DELETE FROM {table} WHERE {column} IN (SELECT id FROM below)", roots)
     return deleted
 
 
 def _deletable(connection: sqlite3.Connection, ids: Sequence[bytes]) -> list[bytes]:
-    """Those of `ids` that are outermost runs and have ended, and all below them has."""
+    """Those of `ids` that are outermost runs which do not go on, and nothing below them does."""
     sql = f"""
     WITH RECURSIVE below (root, id, is_open) AS (
-        SELECT id, id, state < {FIRST_FINAL} FROM run WHERE id IN ({_marks(ids)}) AND parent_id IS NULL
+        SELECT id, id, {_GOES_ON} FROM run WHERE id IN ({_marks(ids)}) AND parent_id IS NULL
         UNION
-        SELECT below.root, run.id, run.state < {FIRST_FINAL} FROM below JOIN run ON run.parent_id = below.id
+        SELECT below.root, run.id, {_GOES_ON} FROM below JOIN run ON run.parent_id = below.id
     )
     SELECT root FROM below GROUP BY root HAVING max(is_open) = 0"""
     ended_roots = {row[0] for row in _rows(connection, sql, ids)}
     return [each for each in ids if each in ended_roots]
+
+
+def delete_journal(connection: sqlite3.Connection, before: int | None) -> int:
+    """As the port says."""
+    with transaction(connection):
+        if before is None:
+            oldest = "SELECT created FROM run WHERE parent_id IS NULL ORDER BY id LIMIT 1"
+            found = _rows(connection, oldest)
+            before = found[0][0] if found else _NEVER
+        # The times of the journal do not go back, so this is its first part.
+        old = f"SELECT id FROM (SELECT id, at FROM journal ORDER BY id LIMIT {BATCH}) WHERE at < ?"
+        found = _rows(connection, f"SELECT max(id), count(*) FROM ({old})", [before])
+        ((newest, number),) = found
+        if number:
+            connection.execute("DELETE FROM event WHERE journal <= ?", [newest])
+            connection.execute("DELETE FROM journal WHERE id <= ?", [newest])
+        return int(number)
 
 
 def give_back(connection: sqlite3.Connection) -> int:

@@ -9,7 +9,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from asyncflow._rows import ACTIVE, FIRST_FINAL, FLOW, STAND_IN, STATE_CODES, CachedRow, LogRow, RunRow, TransactionRow
+from asyncflow._rows import (
+    ACTIVE,
+    FIRST_FINAL,
+    FLOW,
+    STAND_IN,
+    STATE_CODES,
+    CachedRow,
+    ItemRow,
+    LogRow,
+    RunRow,
+    TransactionRow,
+)
 from asyncflow.abc import LogQuery, RunQuery
 from asyncflow.stores._orphans import INTERRUPTED, PAUSED
 
@@ -17,8 +28,8 @@ if TYPE_CHECKING:
     import sqlite3
 
 __all__ = [
-    "CACHED", "COUNT_OUTERMOST", "OWNERS", "PROCESSES", "READ_CACHED", "READ_CHILDREN", "READ_INTERRUPTED", "READ_RUN",
-    "READ_TREE", "RUN", "TRANSACTION", "logs", "number", "oldest", "runs", "transactions",
+    "CACHED", "COUNT_OUTERMOST", "OWNERS", "PROCESSES", "READ_CACHED", "READ_CHILDREN", "READ_INTERRUPTED",
+    "READ_ITEMS", "READ_RUN", "READ_TREE", "RUN", "TRANSACTION", "logs", "number", "oldest", "runs", "transactions",
 ]  # fmt: skip
 
 Query = tuple[str, list[Any]]
@@ -27,6 +38,8 @@ RUN = ", ".join(f"run.{name}" for name in RunRow._fields)
 CACHED = ", ".join(CachedRow._fields)
 TRANSACTION = ", ".join(TransactionRow._fields)
 _LOG = ", ".join(LogRow._fields)
+
+READ_ITEMS = f"SELECT {', '.join(ItemRow._fields)} FROM item WHERE run_id = ? AND n > ? ORDER BY n LIMIT ?"
 
 # A row without a name has its kind's default one (`default_task_run_name`).
 _NAME = "ifnull(name, function || '-' || lower(substr(hex(id), -3))) = ?"
@@ -112,15 +125,21 @@ def logs(query: LogQuery) -> Query:
     """`query` as SQL, oldest first."""
     conditions = ""
     values: list[Any] = []
-    for condition, wanted in (("level >= ?", query.level), ("timestamp > ?", query.after)):
+    for condition, wanted in (
+        ("level >= ?", query.level),
+        ("timestamp > ?", query.after),
+        ("id > ?", query.after_id or None),
+    ):
         if wanted is not None:
             conditions += f" AND {condition}"
             values.append(wanted)
+    # Who follows a run wants the newest few lines of all: found by their ids, not among all lines of the run.
+    by_id = "+" if query.after_id else ""
     # An id is a flow run's or a task run's, never both, so nothing comes twice.
-    select = f"SELECT {_LOG}, id FROM log WHERE "
+    select = f"SELECT {_LOG} FROM log WHERE {by_id}"
     return (
-        f"SELECT {_LOG} FROM ({select} flow_run_id = ?{conditions} UNION ALL {select} task_run_id = ?{conditions}) "
-        f"ORDER BY timestamp, id LIMIT ?",
+        f"SELECT {_LOG} FROM ({select}flow_run_id = ?{conditions} UNION ALL {select}task_run_id = ?{conditions}) "
+        f"ORDER BY {'timestamp, id' if query.after_id is None else 'id'} LIMIT ?",
         [query.run_id, *values, query.run_id, *values, query.limit],
     )
 
@@ -128,11 +147,13 @@ def logs(query: LogQuery) -> Query:
 def oldest(limit: int, before: int | None) -> Query:
     """Ids of outermost runs that have ended, as SQL: by the index of parents, which ends with the id."""
     # The second condition is the one that counts; the first keeps the walk over the index short.
-    created = "" if before is None else "AND created < ? AND coalesce(ended, created) < ? "
-    return (
-        f"SELECT id FROM run WHERE parent_id IS NULL AND state >= {FIRST_FINAL} {created}ORDER BY id LIMIT ?",
-        [limit] if before is None else [before, before, limit],
-    )
+    if before is None:
+        return f"SELECT id FROM run WHERE parent_id IS NULL AND state >= {FIRST_FINAL} ORDER BY id LIMIT ?", [limit]
+    # An interrupted run has no end, and its times are in its history; nobody has resumed it for so long.
+    rests = f"state >= {FIRST_FINAL} OR (state = {PAUSED} AND state_name = '{INTERRUPTED}')"
+    since = "coalesce(ended, json_extract(history, '$[#-1][3]'), started, created)"
+    old = f"({rests}) AND created < ? AND {since} < ?"
+    return f"SELECT id FROM run WHERE parent_id IS NULL AND {old} ORDER BY id LIMIT ?", [before, before, limit]
 
 
 def transactions(key: str | None, state: int | None, limit: int) -> Query:

@@ -1,8 +1,8 @@
-"""The database's schema: one table of runs, one of log lines, and views for people who open it.
+"""The database's schema: a table of runs, some of what else there is, and views for people who open it.
 
 A run is one row, with integer codes and 16-byte ids, because that is what a task run may cost:
-about 235 bytes with its indexes. The views tell the same with text ids, state names and ISO times,
-so that any SQLite tool shows what happened. Nothing in asyncflow reads them.
+about 235 bytes with its indexes, and 20 in the journal. The views tell the same with text ids, state
+names and ISO times, so that any SQLite tool shows what happened. Nothing in asyncflow reads them.
 
 The table is clustered on the id (WITHOUT ROWID): ids grow with time, so rows are appended, and
 neither the key nor a row number is kept twice. Each secondary index ends with the id by itself,
@@ -97,11 +97,17 @@ ORDER BY run.id, entry.key"""
 
 _LOGS = f"""
 CREATE VIEW logs AS SELECT
-    {_time("timestamp")} AS timestamp, level, logger AS name, message,
+    {_time("timestamp")} AS timestamp, level, logger AS name, message, extra,
     {_text_id("flow_run_id")} AS flow_run_id, {_text_id("task_run_id")} AS task_run_id
 FROM log ORDER BY log.timestamp, log.id"""
 
-_VIEWS = {"flow_runs": _FLOW_RUNS, "task_runs": _TASK_RUNS, "states": _STATES, "logs": _LOGS}
+_EVENTS = f"""
+CREATE VIEW events AS SELECT
+    {_time("event.at")} AS timestamp, name, resource, payload,
+    {_text_id("flow_run_id")} AS flow_run_id, {_text_id("task_run_id")} AS task_run_id
+FROM event ORDER BY journal, n"""
+
+_VIEWS = {"flow_runs": _FLOW_RUNS, "task_runs": _TASK_RUNS, "states": _STATES, "logs": _LOGS, "events": _EVENTS}
 
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -141,6 +147,22 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID""",
         "CREATE INDEX txn_of_key ON txn (key) WHERE key IS NOT NULL",
         "CREATE INDEX txn_of_state ON txn (state) WHERE state <> 1",
+    ),
+    (
+        "ALTER TABLE log ADD COLUMN extra TEXT",
+        # A row for each commit that changed states or brought events; a number is never used again, so cursors last.
+        """CREATE TABLE journal (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, owner INTEGER NOT NULL, changes BLOB NOT NULL
+        )""",
+        """CREATE TABLE event (
+            journal INTEGER NOT NULL, n INTEGER NOT NULL, at INTEGER, name TEXT, resource TEXT, payload TEXT,
+            flow_run_id BLOB, task_run_id BLOB, PRIMARY KEY (journal, n)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX event_of_flow_run ON event (flow_run_id) WHERE flow_run_id IS NOT NULL",
+        "CREATE INDEX event_of_task_run ON event (task_run_id) WHERE task_run_id IS NOT NULL",
+        """CREATE TABLE item (
+            run_id BLOB NOT NULL, n INTEGER NOT NULL, data TEXT, PRIMARY KEY (run_id, n)
+        ) WITHOUT ROWID""",
     ),
 )
 """What brings the tables from each version to the next: literal text, never edited, only added to."""

@@ -6,15 +6,19 @@ to the next one, which the sequence number makes harmless.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
 from operator import itemgetter
 from typing import Any
 
-from asyncflow._rows import LogRow, RunRow
+from asyncflow._journal import EMITTED
+from asyncflow._rows import ItemRow, LogRow, RunRow
 
-__all__ = ["characters", "insert_log", "plain_values", "rare_values", "seize", "statements", "upsert", "upsert_plain"]
+__all__ = [
+    "characters", "insert_event", "insert_item", "insert_log", "plain_values", "rare_values", "seize", "statements",
+    "upsert", "upsert_plain",
+]  # fmt: skip
 
 CHUNK = 1024
 """Most rows in one statement: 24 columns each, and SQLite takes 32,766 values. It keeps 3 KB for each
@@ -57,10 +61,10 @@ def plain_values(row: RunRow) -> tuple[Any, ...]:
     )
 
 
-def characters(rows: Sequence[RunRow], rare: Sequence[RunRow], logs: Sequence[tuple[Any, ...]]) -> int:
-    """About how much text a batch holds; of the rows that are not `rare` only the result can be long."""
-    texts = chain((row.result for row in rows), chain.from_iterable(map(rare_values, rare)), (log[-1] for log in logs))
-    return sum(len(text) for text in texts if isinstance(text, str))
+def characters(rows: Sequence[RunRow], rare: Sequence[RunRow], others: Iterable[Sequence[Any]]) -> int:
+    """About how much text a batch holds; of the runs that are not `rare` only the result can be long."""
+    columns = chain((row.result for row in rows), chain.from_iterable(map(rare_values, rare)), chain(*others))
+    return sum(len(text) for text in columns if isinstance(text, str))
 
 
 @cache
@@ -95,8 +99,21 @@ def _upsert_of(names: tuple[str, ...], size: int, condition: str = _NEWER_AND_OU
 
 @cache
 def insert_log(size: int) -> str:
-    names = ("id", *LogRow._fields)
-    return f"INSERT OR IGNORE INTO log ({', '.join(names)}) VALUES {_places(len(names), size)}"
+    return _insert("OR IGNORE", "log", LogRow._fields, size)
+
+
+@cache
+def insert_event(size: int) -> str:
+    return _insert("OR IGNORE", "event", ("journal", "n", *EMITTED), size)
+
+
+@cache
+def insert_item(size: int) -> str:
+    return _insert("OR REPLACE", "item", ItemRow._fields, size)
+
+
+def _insert(or_else: str, table: str, names: tuple[str, ...], size: int) -> str:
+    return f"INSERT {or_else} INTO {table} ({', '.join(names)}) VALUES {_places(len(names), size)}"
 
 
 def _places(columns: int, rows: int) -> str:

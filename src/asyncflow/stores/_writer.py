@@ -2,7 +2,7 @@
 
 Guarantees:
 
-- `put`, `put_log` and `confirm` take no lock and may be called from any thread, from a signal
+- `put`, `put_log`, `put_event`, `put_item` and `confirm` take no lock and may be called from any thread, from a signal
   handler or a finalizer in the middle of one another: a deque's `append` and a `SimpleQueue`'s
   `put` are single C calls made for that. (An `Event` is not: its lock would be taken twice.)
 - What was put before a ticket is committed before the ticket is resolved.
@@ -13,7 +13,7 @@ Guarantees:
   row's write can be repeated: by sequence number, or by a log line's id.
 
 A busy event loop lets another thread have the GIL only every 5 ms or so, and `sqlite3` gives it up at every
-statement. So a turn is one statement with a row for each run, without BEGIN and COMMIT unless there are several.
+statement. So a turn is few statements, each with a row for every run (see `_turn`).
 """
 
 from __future__ import annotations
@@ -26,23 +26,17 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from asyncflow._rows import LogRow, RunRow, storable
+from asyncflow._journal import EventRow
+from asyncflow._rows import ItemRow, LogRow, RunRow
 from asyncflow.abc import Recordable, ResultStore, Ticket
 from asyncflow.exceptions import StoreBusyError, StoreError
-from asyncflow.ids import new_id
 from asyncflow.stores._checkpoints import Checkpoints
-from asyncflow.stores._database import Database, transaction
+from asyncflow.stores._database import Database
 from asyncflow.stores._forking import SQLITE
 from asyncflow.stores._job import Job
-from asyncflow.stores._statements import (
-    characters,
-    insert_log,
-    plain_values,
-    rare_values,
-    statements,
-    upsert,
-    upsert_plain,
-)
+from asyncflow.stores._log_queue import LogQueue
+from asyncflow.stores._turn import EVENT, OTHERS, Entry, Turn
+from asyncflow.stores._watchers import Watchers
 
 if TYPE_CHECKING:
     import sqlite3
@@ -55,8 +49,8 @@ TURN = 1024
 """Most entries of the queue in one turn: what is written while the disk is slow stays bounded."""
 LINGER = 0.010
 """Seconds a turn without a ticket waits for more to come."""
-MOST_LOGS = 10_000
-"""Log lines that may wait; more are dropped."""
+MOST_EVENTS = 10_000
+"""Emitted events that may wait; more are dropped."""
 MOST_UNPUBLISHED = 4096
 """Committed rows, and KiB of results in them, that may wait for their files while others wait for the disk."""
 RETRY = (0.05, 0.5)
@@ -69,22 +63,6 @@ JOB_ROWS = 128
 """A job counts for as many rows when it is time for a checkpoint."""
 
 
-class _Turn:
-    """What one turn writes."""
-
-    __slots__ = ("jobs", "logs", "rows", "runs", "tickets", "unreadable")
-
-    def __init__(self) -> None:
-        self.runs: list[tuple[bytes, RunRow]] = []
-        self.logs: list[tuple[Any, ...]] = []
-        self.tickets: list[Ticket] = []
-        self.jobs: list[Job] = []
-        self.unreadable: StoreError | None = None
-        """Why a run could not be recorded at all: a fault of ours that its tickets must tell."""
-        self.rows: list[RunRow] | None = None
-        """The rows to commit, once their results are written: a repeated turn writes no result twice."""
-
-
 class Writer:
     """Writes what is put, in order, in a thread of its own."""
 
@@ -93,8 +71,10 @@ class Writer:
         self._results = results
         self._connection = database.open_writer()
         self._checkpoints = Checkpoints(self._connection, database.path, database.checkpoint_lock)
-        self._waiting: deque[Recordable | Ticket | Job] = deque()
-        self._logs: deque[LogRow] = deque()
+        self._waiting: deque[Entry] = deque()
+        self._logs = LogQueue()
+        self._events: deque[EventRow] = deque()
+        """Beside the queue, which has a place for each of them: so they can be counted, and keep their order."""
         self._signal: SimpleQueue[None] = SimpleQueue()
         self._idle = False  # asleep until anything comes
         self._lingering = False  # asleep for a moment, or until a ticket comes
@@ -105,7 +85,10 @@ class Writer:
         self._unpublished_weight = 0
         self._checked = 0.0
         self._give_up_at: float | None = None
-        self.dropped_logs = 0
+        self.owner = 0
+        """The number of the store, once it has one."""
+        self.watchers = Watchers()
+        self.dropped_events = 0
         self.last_error: StoreError | None = None
         """Why the turn under way has not worked yet."""
         self.thread = Thread(target=self._run, name="asyncflow-writer", daemon=True)
@@ -130,10 +113,21 @@ class Writer:
             self._wake()
 
     def put_log(self, row: LogRow) -> None:
-        if len(self._logs) >= MOST_LOGS:
-            self.dropped_logs += 1
+        self._logs.put(row)
+        if self._idle:
+            self._wake()
+
+    def put_event(self, row: EventRow) -> None:
+        if len(self._events) >= MOST_EVENTS:
+            self.dropped_events += 1
             return
-        self._logs.append(row)
+        self._events.append(row)  # first: a place in the queue promises an event
+        self._waiting.append(EVENT)
+        if self._idle:
+            self._wake()
+
+    def put_item(self, row: ItemRow) -> None:
+        self._waiting.append(row)
         if self._idle:
             self._wake()
 
@@ -165,6 +159,10 @@ class Writer:
         if self._idle or self._lingering:
             self._wake()
         return job
+
+    @property
+    def dropped_logs(self) -> int:
+        return self._logs.dropped
 
     @property
     def backlog(self) -> int:
@@ -232,12 +230,15 @@ class Writer:
 
     def _take_turn(self) -> bool:
         """Write one turn; whether it was full. In a function of its own so that nothing of it stays in memory."""
-        turn, self._ticket_came = _Turn(), False
-        taken = self._take_runs(turn)
-        self._take_logs(turn)
-        self._writing = len(turn.runs)
+        turn, self._ticket_came = Turn(), False
+        taken = self._take(turn)
+        # After the runs and all of them: so every line put before one of the tickets is among them.
+        turn.take_logs(self._logs.take())
+        self._writing = len(turn.runs) + len(turn.events) + len(turn.items)
         if self._persist(turn):
             self._writing = 0
+            if turn.size:
+                self.watchers.wake()
             self._resolve(turn.tickets, turn.unreadable)
             for (root, _), row in zip(turn.runs, turn.rows or (), strict=True):
                 self._unpublished.setdefault(root, []).append(row)
@@ -245,38 +246,30 @@ class Writer:
             for job in turn.jobs:
                 self._do(job)
             self._checkpoints.run_if_due()
+            if (missing := self._logs.warning()) is not None:
+                _report(missing)
         else:
             self._resolve(turn.tickets, self.last_error)
             self._refuse(turn.jobs, self.last_error)
         return taken == TURN
 
-    def _take_runs(self, turn: _Turn) -> int:
+    def _take(self, turn: Turn) -> int:
         waiting = self._waiting
         for taken in range(TURN):
             if not waiting:
                 return taken
             entry = waiting.popleft()
-            if isinstance(entry, Ticket):
-                turn.tickets.append(entry)
+            if isinstance(entry, OTHERS):
+                turn.take_other(entry, self._events)
                 continue
-            if isinstance(entry, Job):
-                turn.jobs.append(entry)
-                continue
-            entry.queued = False  # before its rows are read: a change from now on queues it again
             try:
-                root = entry.root_id
-                turn.runs += [(root, row) for row in entry.rows()]
+                turn.take_run(entry)
             except Exception as error:  # noqa: BLE001  # one such run must not keep the others from disk
                 turn.unreadable = StoreError("recording a run", self._database.path, repr(error))
                 _report(f"a run could not be recorded: {error!r}")
         return TURN
 
-    def _take_logs(self, turn: _Turn) -> None:
-        # After the runs and all of them: so every line put before one of the tickets is among them.
-        while self._logs:
-            turn.logs.append((new_id(), *self._logs.popleft()))
-
-    def _persist(self, turn: _Turn) -> bool:
+    def _persist(self, turn: Turn) -> bool:
         """Bring a turn to disk, however often it takes; false when the store is closing and time is up."""
         delay, longest = RETRY
         is_held_long = time.monotonic() + self._database.busy_seconds
@@ -304,6 +297,7 @@ class Writer:
         if job.take():
             job.run(self._connection, self._database, self._has_given_up)
             self._checkpoints.wrote(JOB_ROWS)
+            self.watchers.wake()
 
     def _refuse(self, jobs: list[Job], error: StoreError | None) -> None:
         for job in jobs:
@@ -328,42 +322,17 @@ class Writer:
     def _has_given_up(self) -> bool:
         return self._give_up_at is not None and time.monotonic() >= self._give_up_at
 
-    def _write(self, turn: _Turn) -> None:
+    def _write(self, turn: Turn) -> None:
         if turn.rows is None:
             turn.rows = self._results.write(turn.runs) if turn.runs else []
         self._check_in_place()
         with self._database.mapped("writing"):
             try:
-                self._commit(turn.rows, turn.logs)
+                turn.commit(self._connection, self.owner)
             except _binding_errors():
-                # Some text or number that SQLite cannot take; which one is not worth finding out.
-                turn.rows = [RunRow._make(map(storable, row)) for row in turn.rows]
-                turn.logs = [tuple(map(storable, row)) for row in turn.logs]
-                self._commit(turn.rows, turn.logs)
-
-    def _commit(self, rows: Sequence[RunRow], logs: Sequence[tuple[Any, ...]]) -> None:
-        connection = self._connection
-        plain: list[tuple[Any, ...]] = []
-        others: list[RunRow] = []
-        for row in rows:
-            if any(rare_values(row)):
-                others.append(row)
-            else:
-                plain.append(plain_values(row))
-        batch = [
-            *statements(upsert_plain, plain),
-            *statements(upsert, others),
-            *statements(insert_log, logs),
-        ]
-        if connection.in_transaction:  # a rollback of the last try failed
-            connection.execute("ROLLBACK")
-        if len(batch) == 1:
-            connection.execute(*batch[0])
-        elif batch:
-            with transaction(connection):
-                for sql, values in batch:
-                    connection.execute(sql, values)
-        self._checkpoints.wrote(len(rows) + len(logs), characters(rows, others, logs))
+                turn.make_storable()
+                turn.commit(self._connection, self.owner)
+        self._checkpoints.wrote(turn.size, turn.characters)
 
     def _check_in_place(self) -> None:
         now = time.monotonic()

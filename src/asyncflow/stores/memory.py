@@ -7,30 +7,45 @@ SQLite store is compared with, so it is written to be obviously right.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import RLock
 from typing import Any
 
 import orjson
 
+from asyncflow._journal import EMITTED, Change, Cursor, EventRow, time_of_commit
 from asyncflow._rows import (
     ACTIVE,
     FIRST_FINAL,
     FLOW,
     INTERRUPTED,
     STAND_IN,
-    STATE_CODES,
     CachedRow,
+    ItemRow,
     LogRow,
     RunRow,
     TransactionRow,
-    default_task_run_name,
+    history_of,
     storable,
     word_for,
 )
 from asyncflow.abc import LogQuery, Reaped, Recordable, RunQuery, RunStore, Ticket
 from asyncflow.exceptions import ForkedRuntimeError, RuntimeClosedError
-from asyncflow.stores._orphans import PAUSED, UNKNOWN_PROCESS, ended, is_orphan, resuming, stand_in_resuming, waits
+from asyncflow.ids import new_id
+from asyncflow.stores._conditions import Below, fits, line_fits
+from asyncflow.stores._memory_journal import MemoryJournal
+from asyncflow.stores._orphans import (
+    PAUSED,
+    UNKNOWN_PROCESS,
+    ended,
+    is_orphan,
+    left_behind,
+    rests,
+    resuming,
+    stand_in_resuming,
+    waits,
+)
+from asyncflow.stores._watchers import Watchers
 
 __all__ = ["MemoryStore"]
 
@@ -49,6 +64,9 @@ class MemoryStore(RunStore):
         self._logs: list[LogRow] = []
         self._cached: dict[str, CachedRow] = {}
         self._transactions: dict[bytes, TransactionRow] = {}
+        self._items: dict[bytes, dict[int, ItemRow]] = {}
+        self._journal = MemoryJournal()
+        self._watchers = Watchers()
         # Re-entrant: a finalizer may put a run while this thread is putting another.
         self._lock = RLock()
 
@@ -56,15 +74,38 @@ class MemoryStore(RunStore):
         self._check()
         with self._lock:
             item.queued = False
+            changes: list[Change] = []
             for row in item.rows():
                 known = self._rows.get(row.id)
                 if known is None or (row.seq > known.seq and row.owner == known.owner):
                     self._rows[row.id] = RunRow._make(map(storable, row))
+                    changes.append(Change(row.id, 0 if known is None else known.seq, row.seq))
+                    item.journalled = row.seq
+            self._tell(changes)
 
     def put_log(self, row: LogRow) -> None:
         self._check()
         with self._lock:
-            self._logs.append(LogRow._make(map(storable, row)))
+            self._logs.append(LogRow._make(map(storable, row))._replace(id=new_id()))
+        self._watchers.wake()
+
+    def put_event(self, row: EventRow) -> None:
+        self._check()
+        with self._lock:
+            self._tell([], [EventRow(*map(storable, row[: len(EMITTED)]))])
+
+    def put_item(self, row: ItemRow) -> None:
+        self._check()
+        with self._lock:
+            self._items.setdefault(row.run_id, {})[row.n] = ItemRow._make(map(storable, row))
+        self._watchers.wake()
+
+    def _tell(self, changes: Sequence[Change], events: Sequence[EventRow] = (), at: int | None = None) -> None:
+        """Add to the journal, and wake who watches it. With the lock: the next commit comes after this."""
+        if changes or events:
+            rows = [self._rows[change.run_id] for change in changes]
+            self._journal.add(changes, events, time_of_commit(rows, events) if at is None else at)
+        self._watchers.wake()
 
     def confirm(self, ticket: Ticket) -> None:
         self._check()
@@ -79,28 +120,26 @@ class MemoryStore(RunStore):
     def dropped_logs(self) -> int:
         return 0
 
+    @property
+    def dropped_events(self) -> int:
+        return 0
+
+    def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
+        return self._watchers.add(wake)
+
     def read_run(self, run_id: bytes) -> RunRow | None:
         self._check()
         return self._rows.get(run_id)
 
     def read_runs(self, query: RunQuery) -> list[RunRow]:
         self._check()
-        found = [row for row in self._newest_first() if _fits(row, query)]
+        found = [row for row in self._newest_first() if fits(row, query)]
         return found[query.offset :][: query.limit]
 
     def read_tree(self, run_id: bytes) -> list[RunRow]:
         self._check()
-        children: dict[bytes | None, list[bytes]] = {}
-        for row in self._newest_first():
-            children.setdefault(row.parent_id, []).append(row.id)
-        found: set[bytes] = set()
-        left = [run_id] if run_id in self._rows else []
-        while left:
-            each = left.pop()
-            if each not in found:
-                found.add(each)
-                left += children.get(each, ())
-        return [self._rows[each] for each in sorted(found)]
+        with self._lock:
+            return [self._rows[each] for each in sorted(Below(self._newest_first()).ids(run_id))]
 
     def read_children(self, run_id: bytes) -> list[RunRow]:
         self._check()
@@ -111,8 +150,41 @@ class MemoryStore(RunStore):
     def read_logs(self, query: LogQuery) -> list[LogRow]:
         self._check()
         with self._lock:
-            lines = sorted(self._logs, key=lambda line: line.timestamp)  # stable: equal times stay in order
-        return [line for line in lines if _line_fits(line, query)][: query.limit]
+            lines = list(self._logs)  # in the order of their ids
+        if query.after_id is None:
+            lines.sort(key=lambda line: line.timestamp)  # stable: equal times stay in order
+        return [line for line in lines if line_fits(line, query)][: query.limit]
+
+    def read_items(self, run_id: bytes, after: int, limit: int) -> list[ItemRow]:
+        self._check()
+        with self._lock:
+            items = self._items.get(run_id, {})
+            return [items[n] for n in sorted(items) if n > after][:limit]
+
+    # --- the journal -------------------------------------------------------------------------
+
+    def read_journal(self, after: Cursor | None, limit: int) -> list[EventRow]:
+        self._check()
+        with self._lock:
+            return self._journal.read(after, limit, self._rows)
+
+    def newest_cursor(self) -> Cursor:
+        self._check()
+        with self._lock:
+            return self._journal.newest()
+
+    def cursor_since(self, at: int) -> Cursor:
+        self._check()
+        with self._lock:
+            return self._journal.since(at)
+
+    def delete_journal(self, before: int | None) -> int:
+        self._check()
+        with self._lock:
+            if before is None:
+                created = [row.created for row in reversed(self._newest_first()) if row.parent_id is None]
+                before = created[0] if created else None
+            return self._journal.forget(before)
 
     # --- taking over -------------------------------------------------------------------------
 
@@ -121,8 +193,8 @@ class MemoryStore(RunStore):
         self._check()
         with self._lock:
             left = [row for row in self._rows.values() if row.owner != self.owner and is_orphan(row)]
-            changed = [ended(row, now, self.owner, UNKNOWN_PROCESS) for row in left]
-            self._keep(changed)
+            changed = [ended(row, now, self.owner, UNKNOWN_PROCESS) for row in sorted(left, key=lambda row: row.id)]
+            self._move(changed, now)
             open_ones = [row for row in self._transactions.values() if row.owner != self.owner and row.state == ACTIVE]
             interrupted = [row._replace(state=INTERRUPTED, ended=now, owner=self.owner) for row in open_ones]
             self._transactions.update((row.id, row) for row in interrupted)
@@ -140,13 +212,21 @@ class MemoryStore(RunStore):
             row = self._rows.get(run_id)
             if row is None or row.seq != seq or (row.state < FIRST_FINAL and row.state != PAUSED):
                 return None
-            self._keep(below._replace(owner=self.owner) for below in self.read_tree(run_id))
+            tree = self.read_tree(run_id)
+            self._keep(each._replace(owner=self.owner) for each in tree)
             taken = resuming(row, now, self.owner)
-            self._keep([taken])
+            moved = [taken]
             stand_in = None if row.parent_id is None else self._rows.get(row.parent_id)
             if stand_in is not None and stand_in.kind == STAND_IN:
-                self._keep([stand_in_resuming(stand_in, taken, now)])
+                moved.append(stand_in_resuming(stand_in, taken, now))
+            moved += [left_behind(each, now, self.owner) for each in tree if waits(each) and each.id != run_id]
+            self._move(moved, now)
             return taken
+
+    def _move(self, rows: Sequence[RunRow], now: int) -> None:
+        """Record runs, each in one more state than it is in on record."""
+        self._keep(rows)
+        self._tell([Change(row.id, row.seq - 1, row.seq) for row in rows], at=now)
 
     def _keep(self, rows: Iterable[RunRow]) -> None:
         self._rows.update((row.id, row) for row in rows)
@@ -212,7 +292,10 @@ class MemoryStore(RunStore):
         """About how many bytes its texts have."""
         self._check()
         with self._lock:
-            rows = [*self._rows.values(), *self._logs, *self._cached.values(), *self._transactions.values()]
+            items = [item for items in self._items.values() for item in items.values()]
+            events = self._journal.events()
+            kept = self._cached.values(), self._transactions.values()
+            rows = [*self._rows.values(), *self._logs, *items, *events, *kept[0], *kept[1]]
         return sum(len(column) for row in rows for column in row if isinstance(column, str | bytes))
 
     def count_outermost(self) -> int:
@@ -225,21 +308,26 @@ class MemoryStore(RunStore):
         return [
             row.id
             for row in oldest_first
-            if row.state >= FIRST_FINAL and (before is None or (row.ended or row.created) < before)
+            if (row.state >= FIRST_FINAL if before is None else rests(row) and history_of(row)[-1][3] < before)
         ][:limit]
 
     def delete_runs(self, root_ids: Sequence[bytes]) -> list[bytes]:
         self._check()
         deleted: list[bytes] = []
+        gone: set[bytes] = set()
         with self._lock:
+            below = Below(self._newest_first())
             for root_id in dict.fromkeys(root_ids):
-                tree = self.read_tree(root_id)
-                if tree and self._rows[root_id].parent_id is None and all(row.state >= FIRST_FINAL for row in tree):
-                    gone = {row.id for row in tree}
-                    for each in gone:
-                        del self._rows[each]
-                    self._logs = [line for line in self._logs if not gone & {line.flow_run_id, line.task_run_id}]
+                tree = below.ids(root_id)
+                is_outermost = bool(tree) and self._rows[root_id].parent_id is None
+                if is_outermost and all(rests(self._rows[each]) for each in tree):
+                    gone |= tree
                     deleted.append(root_id)
+            for each in gone:
+                del self._rows[each]
+                self._items.pop(each, None)
+            self._logs = [line for line in self._logs if not gone & {line.flow_run_id, line.task_run_id}]
+            self._journal.forget_runs(gone)
         return deleted
 
     def give_back(self) -> int:
@@ -250,6 +338,7 @@ class MemoryStore(RunStore):
     def close(self, timeout: float = 5.0) -> None:
         """Refuse everything from now on; nothing waits to be written."""
         self._closed = True
+        self._watchers.wake()  # for them it is over
 
     def _newest_first(self) -> list[RunRow]:
         with self._lock:
@@ -260,25 +349,3 @@ class MemoryStore(RunStore):
             raise ForkedRuntimeError(self._pid, os.getpid())
         if self._closed:
             raise RuntimeClosedError("memory")
-
-
-def _fits(row: RunRow, query: RunQuery) -> bool:
-    return (
-        row.kind in query.kinds
-        and (query.states is None or row.state in {STATE_CODES[state] for state in query.states})
-        and query.name in (None, row.name or default_task_run_name(row.function, row.id))
-        and query.function in (None, row.function)
-        and query.flow_run_id in (None, row.flow_run_id)
-        and query.parent_id in (None, row.parent_id)
-        and (query.since is None or row.created >= query.since)
-        and (query.until is None or row.created < query.until)
-        and (query.tags is None or query.tags <= set(orjson.loads(row.tags or "[]")))
-    )
-
-
-def _line_fits(line: LogRow, query: LogQuery) -> bool:
-    return (
-        query.run_id in (line.flow_run_id, line.task_run_id)
-        and (query.level is None or line.level >= query.level)
-        and (query.after is None or line.timestamp > query.after)
-    )

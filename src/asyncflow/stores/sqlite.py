@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
-from asyncflow._rows import CachedRow, LogRow, RunRow, TransactionRow, storable
+from asyncflow._journal import Cursor, EventRow
+from asyncflow._rows import CachedRow, ItemRow, LogRow, RunRow, TransactionRow, storable
 from asyncflow.abc import LogQuery, Reaped, Recordable, ResultStore, RunQuery, RunStore, Ticket
 from asyncflow.exceptions import ForkedRuntimeError, HomeError, RuntimeClosedError, StoreError
 from asyncflow.settings import Settings
 from asyncflow.stores import _jobs as jobs
+from asyncflow.stores import _journal_pages as journal
 from asyncflow.stores import _queries as queries
 from asyncflow.stores._database import LOCKS, Database
 from asyncflow.stores._forking import SQLITE
@@ -60,7 +62,7 @@ class SQLiteStore(RunStore):
         try:
             self._writer = Writer(self._database, results)
             try:
-                self.owner = self._register()
+                self.owner = self._writer.owner = self._register()
             except BaseException:
                 self._writer.close(0)
                 raise
@@ -86,6 +88,16 @@ class SQLiteStore(RunStore):
             raise self._refusal()
         self._writer.put_log(row)
 
+    def put_event(self, row: EventRow) -> None:
+        if self._refusal is not None:
+            raise self._refusal()
+        self._writer.put_event(row)
+
+    def put_item(self, row: ItemRow) -> None:
+        if self._refusal is not None:
+            raise self._refusal()
+        self._writer.put_item(row)
+
     def confirm(self, ticket: Ticket) -> None:
         if self._refusal is not None:
             raise self._refusal()
@@ -98,6 +110,13 @@ class SQLiteStore(RunStore):
     @property
     def dropped_logs(self) -> int:
         return self._writer.dropped_logs
+
+    @property
+    def dropped_events(self) -> int:
+        return self._writer.dropped_events
+
+    def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
+        return self._writer.watchers.add(wake)
 
     @property
     def last_error(self) -> StoreError | None:
@@ -123,6 +142,18 @@ class SQLiteStore(RunStore):
 
     def read_logs(self, query: LogQuery) -> list[LogRow]:
         return [LogRow._make(row) for row in self._read("reading logs", *queries.logs(query))]
+
+    def read_items(self, run_id: bytes, after: int, limit: int) -> list[ItemRow]:
+        return [ItemRow._make(row) for row in self._read("reading items", queries.READ_ITEMS, [run_id, after, limit])]
+
+    def read_journal(self, after: Cursor | None, limit: int) -> list[EventRow]:
+        return self._ask("reading events", lambda reader: journal.read_page(reader, after, limit))
+
+    def newest_cursor(self) -> Cursor:
+        return self._ask("looking for the newest event", journal.newest_cursor)
+
+    def cursor_since(self, at: int) -> Cursor:
+        return self._ask("looking for an event", lambda reader: journal.cursor_since(reader, at))
 
     def read_interrupted(self) -> list[RunRow]:
         return [RunRow._make(row) for row in self._read("reading interrupted runs", queries.READ_INTERRUPTED, [])]
@@ -152,11 +183,16 @@ class SQLiteStore(RunStore):
         return int(number)
 
     def _read(self, operation: str, sql: str, values: list[Any]) -> list[tuple[Any, ...]]:
+        # All at once: a reader that stays open keeps the log from being cut back.
+        return self._ask(
+            operation, lambda reader: reader.execute(sql, [storable(value) for value in values]).fetchall()
+        )
+
+    def _ask(self, operation: str, question: Callable[[sqlite3.Connection], T]) -> T:
         if self._refusal is not None:
             raise self._refusal()
         with SQLITE, self._database.mapped(operation), self._reader() as reader:
-            # All at once: a reader that stays open keeps the log from being cut back.
-            return reader.execute(sql, [storable(value) for value in values]).fetchall()
+            return question(reader)
 
     @contextmanager
     def _reader(self) -> Generator[sqlite3.Connection]:
@@ -204,6 +240,10 @@ class SQLiteStore(RunStore):
             interrupted=sum(each.interrupted for each in done),
             transactions=tuple(row for each in done for row in each.transactions),
         )
+
+    def living(self) -> list[Process]:
+        """The other processes (or runtimes of this one) that have this home open. Blocks."""
+        return [each for each in self._processes() if each.id != self.owner and not self._ownership.is_dead(each)]
 
     def _processes(self) -> list[Process]:
         return [Process._make(row) for row in self._read("looking for dead processes", queries.PROCESSES, [])]
@@ -254,6 +294,9 @@ class SQLiteStore(RunStore):
             lambda connection: jobs.delete_cached(connection, expired_at, keys, made_before, delete_files),
         )
 
+    def delete_journal(self, before: int | None) -> int:
+        return self._call("deleting old events", lambda connection: jobs.delete_journal(connection, before))
+
     def delete_transactions(self, ended_before: int) -> int:
         return self._call(
             "forgetting transactions", lambda connection: jobs.delete_transactions(connection, ended_before)
@@ -273,6 +316,7 @@ class SQLiteStore(RunStore):
         # Behind all that waits: when some of it could not be written, others are to find what was left open.
         leaving = self._writer.ask("closing", lambda connection: jobs.leave(connection, self.owner), timeout)
         written = self._writer.close(timeout)
+        self._writer.watchers.wake()  # for them it is over
         self._ownership.release(remove=leaving.result is True)
         if written and leaving.error is not None:  # harmless: the next one to look removes what is left
             _report(f"the row of this process could not be deleted: {leaving.error}")
