@@ -71,6 +71,10 @@ class Named(Generic[L]):
         """Who holds some of it."""
         return [use.describe() for use in list(self.users) if use.holds]
 
+    def uses(self) -> list[Use[L]]:
+        """Who holds some of it or waits for it, as of now; from any thread."""
+        return self.names.uses_of(self)
+
 
 class Names(Generic[L]):
     """The limits of one kind by their names, each kept as long as it makes a difference."""
@@ -110,6 +114,16 @@ class Names(Generic[L]):
             named.users.pop(use, None)
             if not named.users and named.limiter.is_spent() and self._named.get(named.name) is named:
                 del self._named[named.name]
+
+    def now(self) -> list[Named[L]]:
+        """The limits there are, as of now; from any thread."""
+        with self._lock:
+            return list(self._named.values())
+
+    def uses_of(self, named: Named[L]) -> list[Use[L]]:
+        """Its uses, as of now; from any thread."""
+        with self._lock:
+            return list(named.users)
 
     def _sweep(self) -> None:
         """Forget windows that have emptied since they were left; so seldom that it costs next to nothing."""

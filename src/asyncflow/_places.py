@@ -28,6 +28,17 @@ class Places:
         self._ticket: Waiter | None = None
         self._signal: Signal | None = None
 
+    @property
+    def held(self) -> Sequence[Limiter]:
+        """What it has a place of; from any thread."""
+        return self._limiters[: self._held]
+
+    @property
+    def awaited(self) -> Limiter | None:
+        """What it needs a place of next; from any thread."""
+        held = self._held
+        return self._limiters[held] if held < len(self._limiters) else None
+
     def line_up(self) -> None:
         """Join the queue now, for `take` later: tasks may begin in another order than they were submitted in."""
         if not self.take_at_once():

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextvars import Context, copy_context
+from threading import get_ident
 from typing import Any, TypeVar
 
 from asyncflow._backend.base import Host
+from asyncflow._backend.loops import enrol
 from asyncflow._backend.thread_context import leave_loop
 from asyncflow._backend.threads import Job, ThreadPool
 
@@ -26,6 +28,9 @@ class LoopHost(Host):
     def __init__(self) -> None:
         super().__init__()
         self._readers: ThreadPool | None = None
+        self.thread_id: int = get_ident()
+        """Of the thread that its loop turns on."""
+        enrol(self)
 
     async def run_blocking(self, fn: Callable[[], T]) -> T:
         if self._readers is None:

@@ -6,25 +6,19 @@ or of any task that came to life during the call, counted over all of them toget
 
 from __future__ import annotations
 
-import gc
-import sysconfig
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any, Literal
+
+from asyncflow._backend.frames import file_of, innermost_of_user, is_ours, suspended_frames
 
 __all__ = ["Act", "Make", "Outcome", "Points", "StepLoop", "Way"]
 
 Make = Callable[[], Awaitable[Any]]
 Act = Callable[[], Awaitable[None]]
 Way = Literal["scope", "native", "wait_for"]
-
-_PACKAGE = str(Path(__file__).parent.parent)
-_SUSPENDABLE: tuple[type[Any], ...] = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
 
 class Points:
@@ -113,42 +107,10 @@ class StepLoop(ABC):
 
 def suspended_at(coroutine: Any) -> str:
     """Where a suspended coroutine waits: the innermost line of the user's own code, and what that line awaits."""
-    frames = list(_frames(coroutine))
+    frames = list(suspended_frames(coroutine))
     if not frames:
         return "an unknown place"
     # Where no code of the user's takes part, ours says more than the loop's.
-    own = [each for each in frames if not _file(each).startswith((_PACKAGE, *_installed()))]
-    frame = (own or [each for each in frames if _file(each).startswith(_PACKAGE)] or frames)[-1]
+    frame = innermost_of_user(frames) or ([each for each in frames if is_ours(each)] or frames)[-1]
     inner = "" if frame is frames[-1] else f" (awaiting {frames[-1].f_code.co_qualname})"
-    return f"{_file(frame)}:{frame.f_lineno} in {frame.f_code.co_qualname}{inner}"
-
-
-def _file(frame: FrameType) -> str:
-    return frame.f_code.co_filename
-
-
-@cache
-def _installed() -> tuple[str, ...]:
-    """The folders of the standard library and of installed packages."""
-    paths = sysconfig.get_paths()
-    return tuple(paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-
-
-def _frames(awaited: Any) -> Iterator[FrameType]:
-    """The frames of a suspended coroutine, outermost first."""
-    while awaited is not None:
-        for frame, inner in (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await")):
-            if hasattr(awaited, frame):
-                if getattr(awaited, frame) is not None:
-                    yield getattr(awaited, frame)
-                awaited = getattr(awaited, inner)
-                break
-        else:
-            awaited = _wrapped_by(awaited)
-
-
-def _wrapped_by(awaited: Any) -> Any:
-    """What an awaitable of CPython's own (of `async for`, of `__await__`) drives; None at the end of the chain."""
-    if type(awaited).__module__ != "builtins":
-        return None
-    return next((each for each in gc.get_referents(awaited) if isinstance(each, _SUSPENDABLE)), None)
+    return f"{file_of(frame)}:{frame.f_lineno} in {frame.f_code.co_qualname}{inner}"
