@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 
@@ -17,5 +18,7 @@ class SystemClock:
 
     def wait(self, event: threading.Event, seconds: float) -> bool:
         """Block this thread until `event` is set or the time has passed; gives whether it was set."""
+        if seconds == math.inf:
+            return event.wait()
         # No system waits longer than that (49 days on Windows) at a time, and Python refuses to try.
         return event.wait(min(seconds, threading.TIMEOUT_MAX))

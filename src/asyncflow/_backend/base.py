@@ -211,10 +211,10 @@ class Host(ABC):
         Gives whether it is, the store's error if it has one, and what was held back meanwhile.
         """
         ticket = _SignalTicket(self._wake, self.signal())
-        store.confirm(ticket)
         held_back = None
-        if not ticket.done:
-            with waiting_for_disk(store, ticket):
+        with waiting_for_disk(store, ticket):
+            store.confirm(ticket)
+            if not ticket.done:
                 held_back = await self.settle(ticket.signal, seconds, breathing=True)
         return ticket.done and ticket.error is None, ticket.error, held_back
 

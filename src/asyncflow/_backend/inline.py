@@ -293,8 +293,6 @@ class InlineHost(Host):
 
     def wait_by_clock(self, event: threading.Event, seconds: float) -> bool:
         """Block until the event is set or the time has passed, whatever else goes on; whether it is set."""
-        if seconds == math.inf:
-            return event.wait()
         return seconds > 0 and self.clock.wait(event, seconds)
 
     async def settle(self, signal: Signal, seconds: float, *, breathing: bool = False) -> BaseException | None:

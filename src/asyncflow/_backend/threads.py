@@ -17,7 +17,7 @@ from contextvars import Context
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Job", "ThreadPool", "waiting"]
+__all__ = ["Job", "ThreadPool", "waiting", "workers_at_work"]
 
 _IDLE_SECONDS = 10.0
 _numbers = itertools.count(1)  # of all pools: a thread's name is its own
@@ -266,3 +266,10 @@ class waiting(AbstractContextManager[None]):
         finally:
             worker.pool.go_on(worker)
             worker.waits = False
+
+
+def workers_at_work() -> tuple[int, dict[int, bool]]:
+    """How many workers of all pools run a job and are not inside `waiting`; and of each worker whether it is."""
+    workers = [thread for thread in threading.enumerate() if isinstance(thread, _Worker)]
+    running = sum(pool.busy for pool in {worker.pool for worker in workers})
+    return running, {worker.ident or 0: worker.waits for worker in workers}

@@ -15,6 +15,7 @@ from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
 from asyncflow._backend.points import Act, Make, Outcome, Points, StepLoop, Way
 from asyncflow._backend.steps import step_loop
+from asyncflow._backend.virtual_clock import VirtualClock
 from asyncflow._rows import RunRow
 from asyncflow._services import Services
 from asyncflow.clock import SystemClock
@@ -29,6 +30,8 @@ __all__ = ["cancel_everywhere"]
 T = TypeVar("T")
 _WAYS = ("scope", "native", "wait_for")
 _CLOCK = SystemClock()
+_PATIENCE = 30.0
+_VIRTUAL_PATIENCE = 10 * 365 * 86_400.0
 # Turns of the loop in which a task that is at its end may end: for a callback or two, not for a wait.
 _TURNS = 10
 # CPython 3.12 starts with some hundred objects frozen.
@@ -44,7 +47,7 @@ async def cancel_everywhere(
     check: Callable[[Attempt], Any] | None = None,
     raises: type[BaseException] | tuple[type[BaseException], ...] = (),
     limit: int | None = None,
-    timeout: float = 30.0,
+    timeout: float | None = None,
 ) -> CancelReport:
     """Call `make` once, then once more for each point at which it suspended, and cancel it there.
 
@@ -72,7 +75,8 @@ async def cancel_everywhere(
             if it is async; what it raises is raised, with the point in a note.
         raises: Exceptions that the call may end with, beside the cancellation.
         limit: Most points to try, spread evenly over all; None for every one.
-        timeout: Seconds after which a call counts as hung.
+        timeout: Seconds after which a call counts as hung. If None, 30; on a `VirtualClock` ten years,
+            which pass at once when nothing else is waited for.
 
     Raises:
         CancelSafetyError: Something of the above does not hold, also for the first call, which
@@ -84,7 +88,10 @@ async def cancel_everywhere(
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit!r} leaves nothing to try: give a number from 1, or None for every point")
     allowed = raises if isinstance(raises, tuple) else (raises,)
-    harness = _Harness(make, how, check, allowed, timeout, await _services())
+    services = await _services()
+    if timeout is None:
+        timeout = _VIRTUAL_PATIENCE if isinstance(services.clock, VirtualClock) else _PATIENCE
+    harness = _Harness(make, how, check, allowed, timeout, services)
     with _quick_collections():
         return await harness.run(limit)
 
