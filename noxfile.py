@@ -63,7 +63,8 @@ def tests(session: nox.Session) -> None:
 def tests_lowest(session: nox.Session) -> None:
     """The test suite with the lowest version of each dependency that pyproject.toml allows."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["cli"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["cli"] + extras["otel"]
     lowest = Path(session.create_tmp()) / "lowest.txt"
     pins = [line.replace(">=", "==") for line in wanted]
     pins.append("pytest<9.2")  # the pytest plugin of anyio 4.14.2 uses a name that pytest 9.2 dropped
@@ -79,6 +80,22 @@ def crash(session: nox.Session) -> None:
     often = {"KILLS": "200", "CUTS": "5000", "SEEDS": "500"}
     files = ("kill", "kill_syscalls", "power_cut", "disk_faults", "resume_kill")
     session.run("pytest", *(f"tests/test_{name}.py" for name in files), *session.posargs, env=often)
+
+
+@nox.session
+def services(session: nox.Session) -> None:
+    """The examples under web servers: four workers for a minute, 1,000 starts and stops."""
+    session.install("-e", ".[dev]")
+    often = {"SECONDS": "60", "CYCLES": "1000"}
+    session.run("pytest", "tests/test_frameworks_workers.py", "tests/test_frameworks_lifespan.py", env=often)
+
+
+@nox.session
+def stops(session: nox.Session) -> None:
+    """Every kind of host told to stop in the middle of everything; takes about half an hour."""
+    session.install("-e", ".[dev]", "uvicorn", "gunicorn", "aiohttp", "hypercorn[trio]")
+    often = {"STOPS": "all", "INSTANTS": "500"}
+    session.run("pytest", "tests/test_stop_matrix.py", "tests/test_stop_signals.py", *session.posargs, env=often)
 
 
 @nox.session

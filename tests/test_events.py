@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -557,12 +558,9 @@ def test_writers_that_live_and_die_and_a_reader_that_misses_nothing(home: Path) 
             client = get_client(runtime)
             async with client.subscribe() as events:
                 seen: list[Event] = []
+                begin = partial(subprocess.Popen, stdout=subprocess.DEVNULL)
                 writers = [
-                    await anyio.to_thread.run_sync(
-                        lambda rounds=rounds: subprocess.Popen(
-                            [sys.executable, "-c", WRITER, str(home), rounds], stdout=subprocess.DEVNULL
-                        )
-                    )
+                    await anyio.to_thread.run_sync(begin, [sys.executable, "-c", WRITER, str(home), rounds])
                     for rounds in ("8", "8", "100000")
                 ]
                 *others, victim = writers

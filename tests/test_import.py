@@ -17,6 +17,7 @@ LEFT_TO_FIRST_USE = {
     "anyio",
     "asyncio",
     "cyclopts",
+    "opentelemetry",
     "pydantic",
     "rich",
     "sniffio",

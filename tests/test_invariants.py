@@ -41,8 +41,8 @@ from asyncflow import (
 )
 from asyncflow._backend.inline import drive
 from asyncflow._cancellation import cancel
-from asyncflow._rows import FIRST_FINAL, FLOW, STAND_IN, STATE_TYPES, TASK, RunRow
 from asyncflow._causes import Cause
+from asyncflow._rows import FIRST_FINAL, FLOW, STAND_IN, STATE_TYPES, TASK, RunRow
 from asyncflow._run import Run
 from asyncflow.abc import Recordable, RunQuery
 from asyncflow.clock import SystemClock

@@ -509,7 +509,7 @@ class Script:
         if not all(map(self.is_waiting, self.tree.open())):
             return False
         return all(
-            world.runs[path].is_final == (life.outcome is not None)
+            world.runs[path].is_over == (life.outcome is not None)
             and (life.place is not Place.RETURNED or world.runs[path].closing)
             and world.attempts[path] == life.attempt
             for path, life in lives.items()

@@ -1,42 +1,58 @@
 """Flows and tasks for asyncio and trio: tracked, retried, recorded units of work inside the loop you already have."""
 
-from asyncflow import cache_policies, exceptions, runtime, states
+from asyncflow import await_tree, cache_policies, exceptions, runtime, states
 from asyncflow._engine.checkpoints import checkpoint
 from asyncflow._engine.map_stream import MapStream
 from asyncflow._engine.streams import Stream
 from asyncflow._engine.sync_streams import SyncStream
+from asyncflow._subscriptions import Subscription
+from asyncflow._version import __version__
 from asyncflow.cache_policies import NoKey
 from asyncflow.client import Client, get_client
 from asyncflow.completions import as_completed, wait
 from asyncflow.concurrency import concurrency, rate_limit
 from asyncflow.context import detached, tags
 from asyncflow.control import cancel_flow_run, resume_flow_run
+from asyncflow.disconnects import CancelOnDisconnect, cancel_on_disconnect
+from asyncflow.events import Event, EventFilter, emit_event
 from asyncflow.flows import Flow, flow
 from asyncflow.futures import FlowRunFuture, FutureList, TaskFuture
+from asyncflow.hosting import cleanup_ctx, get_runtime, lifespan
+from asyncflow.item_streams import ItemStream, StreamItem
 from asyncflow.logs import get_run_logger
 from asyncflow.placeholders import allow_failure, quote, unmapped
 from asyncflow.retries import exponential_backoff
 from asyncflow.runs import FlowRun, LogRecord, TaskRun
 from asyncflow.runtime import Runtime
 from asyncflow.settings import Settings
+from asyncflow.sse import SSE_HEADERS, EventStream, ServerSentEvent, sse
 from asyncflow.states import State, StateType
 from asyncflow.tasks import Task, task
 from asyncflow.transactions import Transaction, TransactionState, get_transaction, transaction
 
 __all__ = [
+    "SSE_HEADERS",
+    "CancelOnDisconnect",
     "Client",
+    "Event",
+    "EventFilter",
+    "EventStream",
     "Flow",
     "FlowRun",
     "FlowRunFuture",
     "FutureList",
+    "ItemStream",
     "LogRecord",
     "MapStream",
     "NoKey",
     "Runtime",
+    "ServerSentEvent",
     "Settings",
     "State",
     "StateType",
     "Stream",
+    "StreamItem",
+    "Subscription",
     "SyncStream",
     "Task",
     "TaskFuture",
@@ -46,21 +62,28 @@ __all__ = [
     "__version__",
     "allow_failure",
     "as_completed",
+    "await_tree",
     "cache_policies",
     "cancel_flow_run",
+    "cancel_on_disconnect",
     "checkpoint",
+    "cleanup_ctx",
     "concurrency",
     "detached",
+    "emit_event",
     "exceptions",
     "exponential_backoff",
     "flow",
     "get_client",
     "get_run_logger",
+    "get_runtime",
     "get_transaction",
+    "lifespan",
     "quote",
     "rate_limit",
     "resume_flow_run",
     "runtime",
+    "sse",
     "states",
     "tags",
     "task",
@@ -68,5 +91,3 @@ __all__ = [
     "unmapped",
     "wait",
 ]
-
-__version__ = "0.1.0"

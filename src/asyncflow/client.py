@@ -221,9 +221,7 @@ class Client:
         rows = await self._read(lambda services: read_events(services.store, wanted, cursor, most))
         return [event_of(row) for row in rows]
 
-    def subscribe(
-        self, filter: EventFilter | None = None, *, after: Event | str | None = None
-    ) -> Subscription:
+    def subscribe(self, filter: EventFilter | None = None, *, after: Event | str | None = None) -> Subscription:
         """What happens from now on, or happened after an event, as it comes: `async for event in client.subscribe()`.
 
         "Now" is when the first event is asked for, or when `async with` is entered. A slow reader loses

@@ -71,8 +71,9 @@ def lifespan(
 
     @asynccontextmanager
     async def opened(app: Any) -> AsyncGenerator[Any]:
-        async with Runtime(home, **options) as runtime:
-            with _Listening(runtime, listen_to_signals):
+        runtime = Runtime(home, **options)
+        with _Listening(runtime, listen_to_signals):
+            async with runtime:
                 if inner is None:
                     yield None
                 else:
@@ -93,8 +94,9 @@ def cleanup_ctx(
     """
 
     async def opened(_app: Any) -> AsyncGenerator[None]:
-        async with Runtime(home, **options) as runtime:
-            with _Listening(runtime, listen_to_signals):
+        runtime = Runtime(home, **options)
+        with _Listening(runtime, listen_to_signals):
+            async with runtime:
                 yield
 
     return opened
@@ -115,6 +117,8 @@ async def get_runtime() -> Runtime:
 
 class _Listening:
     """Has a runtime begin to stop with the signal that stops its host, and passes the signal on.
+
+    Around the whole block of the runtime: the second Ctrl-C comes while that is being left.
 
     Where nobody handles a signal, nobody is told of it here either: it ends the process, as ever.
     """

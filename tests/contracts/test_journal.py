@@ -87,7 +87,7 @@ def test_a_row_says_what_the_run_is_without_what_may_be_large(store: RunStore) -
 
 
 def test_states_that_one_commit_brings_are_all_told(store: RunStore) -> None:
-    states = [[SCHEDULED, "Late", None, START + n, None] for n in range(700)]
+    states: list[list[Any]] = [[SCHEDULED, "Late", None, START + n, None] for n in range(700)]
     history = [*states, [COMPLETED, None, None, START + 900, None]]
     row = run_row(seq=len(history), history=json_of(history), ended=START + 900)
     record(store, row)
