@@ -101,6 +101,16 @@ def blockbuster() -> Iterator[BlockBuster]:
 
 
 @pytest.fixture(autouse=True)
+def logger_as_it_was() -> Iterator[None]:
+    """A command that runs flows in this process has asyncflow's logger heard, for good."""
+    logger = logging.getLogger("asyncflow")
+    level, handlers, propagates = logger.level, logger.handlers[:], logger.propagate
+    yield
+    logger.setLevel(level)
+    logger.handlers[:], logger.propagate = handlers, propagates
+
+
+@pytest.fixture(autouse=True)
 def nothing_is_being_handled() -> Iterator[None]:
     """No test may leave an exception that becomes the context of every later one on its thread."""
     yield

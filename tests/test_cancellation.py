@@ -1011,7 +1011,7 @@ async def test_a_long_clean_up_in_a_cancelled_task_group_costs_no_cpu(way: Way) 
     started = anyio.Event()
     await way(lambda: fan_out(started), started)
     assert len(ended) == 1
-    assert ended[0] < 0.5 * 0.2  # in debug mode, and beside the other tests' threads
+    assert ended[0] < 0.5 * 0.5  # in debug mode, and one collection of a heap as large as the suite's takes 0.1 s
 
 
 @asyncio_only
@@ -1026,7 +1026,7 @@ async def test_a_long_clean_up_in_a_cancelled_gather_costs_no_cpu(way: Way) -> N
     started = anyio.Event()
     await way(lambda: fan_out(started), started)
     assert len(ended) == 1
-    assert ended[0] < 0.5 * 0.2
+    assert ended[0] < 0.5 * 0.5
 
 
 async def test_cancelling_many_at_once_runs_every_finally_and_records_all() -> None:

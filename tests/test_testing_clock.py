@@ -28,7 +28,7 @@ from asyncflow.cache_policies import INPUTS
 from asyncflow.exceptions import OptionError, VirtualClockError
 from asyncflow.stores.memory import MemoryStore
 from asyncflow.testing import VirtualClock, cancel_everywhere
-from tests.conftest import ASYNCIO, Backend, eager_loop, uvloop_loop
+from tests.conftest import ASYNCIO, Backend, RunPython, eager_loop, uvloop_loop
 
 DAY = 86_400.0
 SOON = 10.0
@@ -369,20 +369,34 @@ def test_a_script(clock: VirtualClock) -> None:
         assert sync_flow([]) == 4
 
 
-def test_a_script_with_tasks_on_the_process_s_own_loop(clock: VirtualClock) -> None:
-    @task
-    async def sleepy(hours: int) -> int:
-        await anyio.sleep(hours * 3600)
-        return hours
+def test_a_script_with_tasks_on_the_process_s_own_loop(run_python: RunPython) -> None:
+    """In a process of its own: a loop that an earlier test began goes by the clock only once it has read it."""
+    done = run_python(
+        """
+import anyio
+from asyncflow import Runtime, as_completed, flow, task
+from asyncflow.stores.memory import MemoryStore
+from asyncflow.testing import VirtualClock
 
-    @flow(timeout_seconds=DAY)
-    def main() -> list[int]:
-        futures = [sleepy.submit(hours) for hours in (3, 1, 2)]
-        return [future.result() for future in as_completed(futures)]
+@task
+async def sleepy(hours: int) -> int:
+    await anyio.sleep(hours * 3600)
+    return hours
 
+@flow(timeout_seconds=86400)
+def main() -> list[int]:
+    futures = [sleepy.submit(hours) for hours in (3, 1, 2)]
+    return [future.result() for future in as_completed(futures)]
+
+with VirtualClock() as clock, Runtime(store=MemoryStore(), clock=clock):
     for _ in range(20):
-        with takes(clock, 3 * 3600):
-            assert main() == [1, 2, 3]
+        before = clock.monotonic()
+        assert main() == [1, 2, 3]
+        assert 10800 <= clock.monotonic() - before < 10801
+print("done")
+"""
+    )
+    assert done.stdout == "done\n"
 
 
 def test_a_runner_of_ones_own(clock: VirtualClock) -> None:
