@@ -1011,7 +1011,7 @@ async def test_a_long_clean_up_in_a_cancelled_task_group_costs_no_cpu(way: Way) 
     started = anyio.Event()
     await way(lambda: fan_out(started), started)
     assert len(ended) == 1
-    assert ended[0] < 0.5 * 0.5  # in debug mode, and one collection of a heap as large as the suite's takes 0.1 s
+    assert ended[0] < 0.5 * 0.5  # in debug mode, beside the other tests' threads; 0.103 s was seen in a whole suite
 
 
 @asyncio_only
