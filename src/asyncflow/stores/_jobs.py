@@ -25,7 +25,6 @@ from asyncflow._rows import (
 from asyncflow.abc import Reaped
 from asyncflow.stores import _queries as queries
 from asyncflow.stores._database import transaction
-from asyncflow.stores._orphans import INTERRUPTED as WAITING
 from asyncflow.stores._orphans import PAUSED, UNKNOWN_PROCESS, ended, left_behind, resuming, stand_in_resuming
 from asyncflow.stores._ownership import Process
 from asyncflow.stores._statements import CHUNK, seize, statements
@@ -44,7 +43,7 @@ VACUUM_PAGES = 128
 BATCH = 1000
 _NEVER = 2**62
 
-_OPEN = f"state < {FIRST_FINAL} AND NOT (state = {PAUSED} AND state_name IS '{WAITING}')"
+_OPEN = f"run.state < {FIRST_FINAL} AND NOT ({queries.WAITS})"
 _BELOW = """
 WITH RECURSIVE below (id) AS (
     SELECT id FROM run WHERE id IN ({ids})
@@ -132,8 +131,8 @@ def claim(connection: sqlite3.Connection, run_id: bytes, seq: int, owner: int, n
 
 
 def _waiting_below(connection: sqlite3.Connection, run_id: bytes) -> list[RunRow]:
-    waiting = f"run.state = {PAUSED} AND run.state_name = '{WAITING}'"
-    sql = f"{_below(1)} SELECT {queries.RUN} FROM below JOIN run ON run.id = below.id WHERE {waiting} AND run.id <> ?"
+    found = f"SELECT {queries.RUN} FROM below JOIN run ON run.id = below.id"
+    sql = f"{_below(1)} {found} WHERE {queries.WAITS} AND run.id <> ?"
     return [RunRow._make(row) for row in _rows(connection, sql, [run_id, run_id])]
 
 
@@ -212,9 +211,6 @@ def _put_transaction(connection: sqlite3.Connection, row: TransactionRow, where:
 # --- retention -----------------------------------------------------------------------------
 
 
-_GOES_ON = f"run.state < {FIRST_FINAL} AND NOT (run.state = {PAUSED} AND run.state_name IS '{WAITING}')"
-
-
 def delete_runs(connection: sqlite3.Connection, root_ids: Iterable[bytes]) -> list[bytes]:
     """As the port says."""
     deleted: list[bytes] = []
@@ -232,9 +228,9 @@ def _deletable(connection: sqlite3.Connection, ids: Sequence[bytes]) -> list[byt
     """Those of `ids` that are outermost runs which do not go on, and nothing below them does."""
     sql = f"""
     WITH RECURSIVE below (root, id, is_open) AS (
-        SELECT id, id, {_GOES_ON} FROM run WHERE id IN ({_marks(ids)}) AND parent_id IS NULL
+        SELECT id, id, {_OPEN} FROM run WHERE id IN ({_marks(ids)}) AND parent_id IS NULL
         UNION
-        SELECT below.root, run.id, {_GOES_ON} FROM below JOIN run ON run.parent_id = below.id
+        SELECT below.root, run.id, {_OPEN} FROM below JOIN run ON run.parent_id = below.id
     )
     SELECT root FROM below GROUP BY root HAVING max(is_open) = 0"""
     ended_roots = {row[0] for row in _rows(connection, sql, ids)}

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CACHED", "COUNT_OUTERMOST", "OWNERS", "PROCESSES", "READ_CACHED", "READ_CHILDREN", "READ_INTERRUPTED",
-    "READ_ITEMS", "READ_RUN", "READ_TREE", "RUN", "TRANSACTION", "logs", "number", "oldest", "runs", "transactions",
+    "READ_ITEMS", "READ_RUN", "READ_TREE", "RUN", "TRANSACTION", "WAITS", "logs", "number", "oldest", "runs",
+    "transactions",
 ]  # fmt: skip
 
 Query = tuple[str, list[Any]]
@@ -59,9 +60,12 @@ SELECT {RUN} FROM run AS stand JOIN run ON run.parent_id = stand.id
 WHERE stand.parent_id = ? AND stand.kind = {STAND_IN}
 ORDER BY id"""
 
+WAITS = f"run.state = {PAUSED} AND run.state_name IS '{INTERRUPTED}'"
+"""`_orphans.waits`, as a condition that is never null."""
+
 READ_INTERRUPTED = f"""
 SELECT {RUN} FROM run
-WHERE state < {FIRST_FINAL} AND state = {PAUSED} AND state_name = '{INTERRUPTED}'
+WHERE state < {FIRST_FINAL} AND {WAITS}
     AND kind = {FLOW} AND parent_id IS NULL
 ORDER BY id"""
 
@@ -150,7 +154,7 @@ def oldest(limit: int, before: int | None) -> Query:
     if before is None:
         return f"SELECT id FROM run WHERE parent_id IS NULL AND state >= {FIRST_FINAL} ORDER BY id LIMIT ?", [limit]
     # An interrupted run has no end, and its times are in its history; nobody has resumed it for so long.
-    rests = f"state >= {FIRST_FINAL} OR (state = {PAUSED} AND state_name = '{INTERRUPTED}')"
+    rests = f"state >= {FIRST_FINAL} OR ({WAITS})"
     since = "coalesce(ended, json_extract(history, '$[#-1][3]'), started, created)"
     old = f"({rests}) AND created < ? AND {since} < ?"
     return f"SELECT id FROM run WHERE parent_id IS NULL AND {old} ORDER BY id LIMIT ?", [before, before, limit]
