@@ -32,9 +32,11 @@ HELD = 0.2
 FLOWS = (("busy", "asyncio"), ("busy", "trio"), ("sync_busy", "asyncio"))
 BEGIN = """
 import os
-import orjson  # a Ctrl-C while it is imported is a segmentation fault of its own
-open(os.environ["READY"], "w").close()
+# A Ctrl-C in the middle of an import is Python's own affair: it comes out as a SyntaxError while a "\\N{...}" is
+# compiled, and as a segmentation fault of orjson's.
+import orjson
 from asyncflow.cli import main
+open(os.environ["READY"], "w").close()
 raise SystemExit(main())
 """
 GOING_ON = {"Pending", "Running", "Cancelling", "Retrying", "Resuming", "AwaitingRetry"}

@@ -167,7 +167,7 @@ def plain_line(text: str) -> str:
     """`text` on one line, not too long, without what could control a terminal: names are given by users."""
     line = " ".join(text.split())
     if not line.isprintable():
-        line = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line)
+        line = "".join(each if each.isprintable() else "\ufffd" for each in line)
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
 
 

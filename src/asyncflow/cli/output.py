@@ -110,7 +110,7 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        each if each.isprintable() or each == "\n" or each in _HARMLESS else "\N{REPLACEMENT CHARACTER}"
+        each if each.isprintable() or each == "\n" or each in _HARMLESS else "\ufffd"
         for each in text
     )
 

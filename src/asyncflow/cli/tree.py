@@ -220,7 +220,7 @@ def _entry(node: Node, detail: _Detail, now: int) -> _Entry:
 
 def _group_line(rows: Sequence[RunRow], note: str) -> Line:
     return Line(
-        "", STATE_TYPES[rows[0].state], f"{one_line(rows[0].function)} \N{MULTIPLICATION SIGN} {len(rows):,}", "", note
+        "", STATE_TYPES[rows[0].state], f"{one_line(rows[0].function)} \u00d7 {len(rows):,}", "", note
     )
 
 
