@@ -27,6 +27,7 @@ LAYERS: dict[str, list[str]] = {
         "settings",
         "clock",
         "_names",
+        "_facts",
         "_rows",
         "_journal",
         "_queries",
@@ -54,6 +55,7 @@ LAYERS: dict[str, list[str]] = {
     "adapters": ["stores", "results", "_backend"],
     "live": [
         "_key_locks",
+        "_gates",
         "_limiter",
         "_rates",
         "_limits",

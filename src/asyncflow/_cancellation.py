@@ -13,11 +13,10 @@ from functools import partial
 
 from asyncflow._causes import Cause
 from asyncflow._recorded import ENDING
-from asyncflow._rules import INTERRUPTED
 from asyncflow._run import Run
 from asyncflow.error_records import error_summary
-from asyncflow.exceptions import CrashedRunError, RunInterruptedError
-from asyncflow.states import StateType
+from asyncflow.exceptions import CrashedRunError
+from asyncflow.states import RESTED, StateType
 
 __all__ = [
     "bury",
@@ -143,13 +142,13 @@ def _tell_again(targets: Sequence[Run]) -> None:
 def give_up(targets: Sequence[Run], message: str) -> None:
     """Record those as Crashed whose bodies go on; who only waits for them then ends by itself.
 
-    Where the runtime is stopping they are Interrupted. All in one step, so that one commit has them.
+    Those that were to stop for a while only are Paused. All in one step, so that one commit has them.
     """
     for run in targets:
         for deaf in reversed(list(_open_below(run))):  # children first
             if not deaf.closing:
-                if deaf.cause is not None and deaf.cause.is_shutdown:
-                    interrupt(deaf, message)
+                if deaf.cause is not None and deaf.cause.rests_as is not None:
+                    lay_to_rest(deaf, deaf.cause.rests_as, message)
                 else:
                     crash(deaf, message)
                 deaf.settle()
@@ -186,18 +185,18 @@ def crash(run: Run, message: str) -> None:
                     run.error = CrashedRunError(message, run.bare_state())
 
 
-def interrupt(run: Run, message: str) -> None:
-    """Record that a run, and what is open below it, was stopped with its runtime, and can be resumed. As `crash`."""
+def lay_to_rest(run: Run, name: str, message: str) -> None:
+    """Record that a run, and what is open below it, was stopped and can be resumed. As `crash`."""
     if run.is_torn:
         for child in list(run.children or ()):
-            interrupt(child, message)
+            lay_to_rest(child, name, message)
         run.closing = True
         with ENDING:
             if run.is_torn:
                 settle_interrupted(run, StateType.PAUSED)
-                run.enter(StateType.PAUSED, run.services.clock.now(), name=INTERRUPTED, message=message)
+                run.enter(StateType.PAUSED, run.services.clock.now(), name=name, message=message)
                 if run.is_hosted:
-                    run.error = RunInterruptedError(message, run.bare_state())
+                    run.error = RESTED[name](message, run.bare_state())
 
 
 def settle_interrupted(run: Run, ending: StateType) -> None:
@@ -231,8 +230,8 @@ def bury(run: Run, message: str) -> None:
     """End a run that nothing can drive any more, with everything open below it."""
     for child in list(run.children or ()):
         bury(child, message)
-    if run.cause is not None and run.cause.is_shutdown:
-        interrupt(run, f"{run.cause.message}; {message}")
+    if run.cause is not None and run.cause.rests_as is not None:
+        lay_to_rest(run, run.cause.rests_as, f"{run.cause.message}; {message}")
     else:
         crash(run, message)
     run.settle()

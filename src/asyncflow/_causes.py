@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = ["Cause"]
 
 
 class Cause:
     """Why a run is being cancelled. The first one wins and is the same for the whole subtree."""
 
-    __slots__ = ("error", "is_shutdown", "message", "until")
+    __slots__ = ("error", "facts", "message", "rests_as", "until")
 
     def __init__(
         self,
@@ -16,11 +18,14 @@ class Cause:
         *,
         until: float | None = None,
         error: BaseException | None = None,
-        is_shutdown: bool = False,
+        rests_as: str | None = None,
+        facts: dict[str, Any] | None = None,
     ) -> None:
         self.message = message
-        self.is_shutdown = is_shutdown
-        """Whether its runtime is stopping: who is stopped by it is interrupted, and may be resumed."""
+        self.rests_as = rests_as
+        """The name of the Paused state of whoever is stopped by it and may be resumed; None for who is cancelled."""
+        self.facts = facts
+        """What else that state of the outermost run tells."""
         self.until = until
         """When the grace time of everything it was told to is over, by the runtime's clock; None before it begins."""
         self.error = error

@@ -21,7 +21,7 @@ from weakref import ref
 import orjson
 
 from asyncflow._recorded import Recorded
-from asyncflow._rules import INTERRUPTED
+from asyncflow._rules import RESTING
 from asyncflow._run import Run, Waiter
 from asyncflow._spans import Spans, SpanSource
 from asyncflow._version import __version__
@@ -149,8 +149,8 @@ class _OtelSpans:
                 error = _told(run.error_json)
                 span.set_attribute("error.type", error["exception.type"])
                 span.add_event("exception", error, ended)
-        elif state.type is StateType.CANCELLED or state.name == INTERRUPTED:
-            what = "interrupted" if state.name == INTERRUPTED else "cancelled"
+        elif state.type is StateType.CANCELLED or state.name in RESTING:
+            what = state.name.lower() if state.name in RESTING else "cancelled"
             span.add_event(f"asyncflow.{what}", {"asyncflow.reason": state.message or ""}, ended)
 
 

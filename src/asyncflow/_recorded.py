@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from asyncflow._entrypoints import entrypoint_of
-from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, RunRow, history_of, json_of, maybe_moment, maybe_uuid, moment
-from asyncflow._rules import INTERRUPTED, TRANSITIONS, check_transition
+from asyncflow._facts import details_from
+from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, RunRow, history_of, json_of, maybe_uuid, moment
+from asyncflow._rules import RESTING, TRANSITIONS, check_transition
 from asyncflow._services import Services
 from asyncflow._specs import Spec
 from asyncflow.ids import state_id
@@ -102,9 +103,9 @@ class Recorded:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has its final state, or was interrupted: nobody runs it any more."""
+        """Whether it has its final state, or waits to be resumed: nobody runs it any more."""
         type_ = self.status.type
-        return type_ in FINAL_TYPES or (type_ is StateType.PAUSED and self.status.name == INTERRUPTED)
+        return type_ in FINAL_TYPES or (type_ is StateType.PAUSED and self.status.name in RESTING)
 
     @property
     def is_torn(self) -> bool:
@@ -255,10 +256,7 @@ class Recorded:
             flow_run_id=own if is_flow else maybe_uuid(self.flow_run_id),
             task_run_id=None if is_flow else own,
             parent_task_run_id=maybe_uuid(self.stand_in_id),
-            scheduled_time=maybe_moment(facts.get("scheduled_time")),
-            cache_key=facts.get("cache_key"),
-            cache_expiration=maybe_moment(facts.get("cache_expiration")),
-            retriable=facts.get("retriable"),
+            **details_from(facts),
         )
 
     def rows(self) -> tuple[RunRow, ...]:

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import orjson
 
+from asyncflow._facts import details_from
 from asyncflow.ids import state_id
 from asyncflow.runs import FlowRun, LogRecord, TaskRun
 from asyncflow.states import State, StateDetails, StateType
@@ -252,10 +253,7 @@ def _state_details(row: RunRow, facts: dict[str, Any]) -> StateDetails:
         task_run_id=None if is_flow else maybe_uuid(row.id),
         child_flow_run_id=_child_flow_run_id(row),
         parent_task_run_id=maybe_uuid(row.parent_id) if is_flow else None,
-        scheduled_time=maybe_moment(facts.get("scheduled_time")),
-        cache_key=facts.get("cache_key"),
-        cache_expiration=maybe_moment(facts.get("cache_expiration")),
-        retriable=facts.get("retriable"),
+        **details_from(facts),
     )
 
 

@@ -14,8 +14,10 @@ from asyncflow.states import ABSENT, State, StateType, exception_for
 
 __all__ = [
     "INTERRUPTED",
+    "RESTING",
     "RESUMING",
     "STOPPING",
+    "SUSPENDED",
     "TRANSITIONS",
     "Ending",
     "check_transition",
@@ -36,7 +38,13 @@ TRANSITIONS: dict[StateType | None, frozenset[StateType]] = {
     _T.RUNNING: frozenset(
         {_T.RUNNING, _T.SCHEDULED, _T.PAUSED, _T.CANCELLING, _T.COMPLETED, _T.FAILED, _T.CANCELLED, _T.CRASHED}
     ),
-    _T.PAUSED: frozenset({_T.SCHEDULED, _T.PENDING, _T.RUNNING, _T.CANCELLING, _T.FAILED, _T.CANCELLED, _T.CRASHED}),
+    # A paused run whose body ends all the same has ended; one that is to be resumed later is Paused once more.
+    _T.PAUSED: frozenset(
+        {
+            _T.SCHEDULED, _T.PENDING, _T.RUNNING, _T.PAUSED, _T.CANCELLING,
+            _T.COMPLETED, _T.FAILED, _T.CANCELLED, _T.CRASHED,
+        }
+    ),  # fmt: skip
     # A cancelled body may still answer with a value or an exception of its own; one that a deadline
     # stopped in its thread may be tried again.
     _T.CANCELLING: frozenset({_T.SCHEDULED, _T.PAUSED, _T.COMPLETED, _T.FAILED, _T.CANCELLED, _T.CRASHED}),
@@ -56,6 +64,10 @@ RESUMING = "Resuming"
 """The name of the Pending state in which a run that had ended is opened again: the one way out of a final state."""
 INTERRUPTED = "Interrupted"
 """The name of the Paused state of a run that waits to be resumed: its runtime has stopped, or its process died."""
+SUSPENDED = "Suspended"
+"""The same, of a run that was to stop there: by its own body, or by somebody who will resume it."""
+RESTING = frozenset({INTERRUPTED, SUSPENDED})
+"""The names of the Paused states in which nobody runs a run. (One that is just Paused waits in its process.)"""
 STOPPING = "its runtime is stopping"
 """What the message of an interrupted run says when nothing went wrong."""
 
@@ -132,10 +144,10 @@ def _ending_of_states(states: list[State[Any]], value: Any) -> Ending:
     type_, word = _worst_of(bad)
     worst = [state for state in bad if _ranked(state.type) is type_]
     count = len(worst)
-    is_interrupted = type_ is StateType.PAUSED and all(state.name == INTERRUPTED for state in worst)
+    names = {state.name for state in worst}
     return Ending(
         type=type_,
-        name=INTERRUPTED if is_interrupted else None,
+        name=names.pop() if type_ is StateType.PAUSED and len(names) == 1 and names <= RESTING else None,
         message=f"{count}/{len(states)} states {word}.",
         error=one_error(exception_for(each) for each in bad),
     )

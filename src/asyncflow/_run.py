@@ -283,6 +283,8 @@ class Run(Recorded):
         parent = self.parent
         if parent is None:
             self.services.outermost.discard(self)
+            if self.services.held:
+                self.services.held.pop(self.id, None)
             return
         if parent.children is None:
             return

@@ -9,6 +9,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from asyncflow._backend.base import Host
 from asyncflow._backend.threads import ThreadPool
+from asyncflow._gates import Gate
 from asyncflow._key_locks import KeyLocks
 from asyncflow._limiter import Limiter
 from asyncflow._limits import LimitRegistry
@@ -61,6 +62,10 @@ class Services:
     """Asked for each outermost run what traces it; None when nothing does."""
     recorders: WeakValueDictionary[bytes, Any] = field(default_factory=WeakValueDictionary[bytes, Any])
     """What records the items of the runs that go on here, by run; see `_engine.items`."""
+    held: dict[bytes, Gate] = field(default_factory=dict[bytes, Gate])
+    """What keeps runs from beginning whose outermost run is paused, by that run; see `_engine.pausing`."""
+    pauses: dict[bytes, dict[str, Any]] = field(default_factory=dict[bytes, dict[str, Any]])
+    """What the bodies of flow runs wait for in a pause, by run and key."""
     outermost: WeakSet[Any] = field(default_factory=WeakSet[Any])
     """The live outermost runs: what is still open when the runtime closes is recorded Crashed."""
 

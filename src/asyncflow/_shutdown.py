@@ -14,7 +14,7 @@ from asyncflow._backend.base import Host
 from asyncflow._cancellation import cancel, give_up, outermost_of
 from asyncflow._causes import Cause
 from asyncflow._outcomes import wait_settled
-from asyncflow._rules import STOPPING
+from asyncflow._rules import INTERRUPTED, STOPPING
 from asyncflow._run import Run
 from asyncflow._services import Services
 from asyncflow.context import current_run
@@ -67,7 +67,7 @@ def interrupt_now(services: Services) -> None:
     """Cancel the runs that go on, because their runtime stops. From any thread, or a signal handler."""
     services.intake.is_open = services.intake.is_draining = False
     for run in _going(services):
-        cancel(run, Cause(f"interrupted because {STOPPING}", is_shutdown=True))
+        cancel(run, Cause(f"interrupted because {STOPPING}", rests_as=INTERRUPTED))
 
 
 async def _clean_up(services: Services, host: Host) -> None:

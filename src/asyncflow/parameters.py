@@ -120,14 +120,14 @@ class ParameterModel:
             return False
         return True
 
-    def validate_keywords(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def validate_keywords(self, given: Mapping[str, Any], *, coerce: bool = True) -> dict[str, Any]:
         """The same for values that come by name from outside (command line, HTTP, a deployment).
 
-        `*args` is given as a list under its name; `**kwargs` takes every name that is not another
-        parameter's, or a mapping under its own. Unknown and missing names are problems too.
+        `*args` is given as a list under its name; `**kwargs` takes every name that is not another parameter's, or
+        a mapping under its own. Unknown and missing names are problems too; without `coerce` the only ones.
         """
         arguments, problems = self._by_name(given)
-        values, more = self._coerced(arguments)
+        values, more = self._coerced(arguments) if coerce else (arguments, [])
         if problems or more:
             raise ParameterValidationError(self._flow, [*problems, *more])
         return values

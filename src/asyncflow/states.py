@@ -19,11 +19,13 @@ from asyncflow.exceptions import (
     MissingResultError,
     RunCancelledError,
     RunInterruptedError,
+    RunSuspendedError,
     UnfinishedRunError,
 )
 
 __all__ = [
     "FINAL_TYPES",
+    "RESTED",
     "AwaitingRetry",
     "Cancelled",
     "Cancelling",
@@ -86,6 +88,12 @@ class StateDetails:
     cache_expiration: datetime | None = None
     retriable: bool | None = None
     """False when `retry_condition_fn` refused another attempt."""
+    pause_key: str | None = None
+    """Of a run that waits for `resume_flow_run` (Paused, Suspended): which of its pauses it is in."""
+    pause_timeout: datetime | None = None
+    """Until when it can be resumed; aware UTC."""
+    input_schema: dict[str, Any] | None = None
+    """The JSON schema of the input that it waits for."""
 
 
 class _Absent:
@@ -200,6 +208,8 @@ class State(Generic[T_co]):
         return f"{self.name}({about})"
 
 
+RESTED: dict[str, type[RunInterruptedError]] = {"Interrupted": RunInterruptedError, "Suspended": RunSuspendedError}
+"""What who waits for a run gets that is Paused and that nobody runs, by the name of that state."""
 _WRAPPERS: dict[StateType, tuple[Callable[[str, Any], Exception], str]] = {
     StateType.FAILED: (FailedRunError, "the run failed"),
     StateType.CANCELLED: (RunCancelledError, "the run was cancelled"),
@@ -217,8 +227,8 @@ def exception_for(state: State[Any]) -> BaseException:
         return state.data
     if isinstance(state.data, BaseException) and state.type is not StateType.CANCELLED:
         return state.data
-    if state.type is StateType.PAUSED and state.name == "Interrupted":
-        return RunInterruptedError(state.message or "the run was interrupted", state)
+    if state.type is StateType.PAUSED and state.name in RESTED:
+        return RESTED[state.name](state.message or f"the run was {state.name.lower()}", state)
     if state.type not in _WRAPPERS:
         return UnfinishedRunError(f"the run is {state}, so it has no result yet", state)
     wrapper, default = _WRAPPERS[state.type]

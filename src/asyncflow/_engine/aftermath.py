@@ -11,21 +11,14 @@ from asyncflow._run import Run
 from asyncflow._unseen import keep_if_failed, warn_of_unseen
 from asyncflow.exceptions import (
     AsyncflowError,
-    CrashedRunError,
     DurabilityError,
     RunCancelledError,
-    RunInterruptedError,
 )
-from asyncflow.exceptions.base import StateError
-from asyncflow.states import StateType
+from asyncflow.states import StateType, exception_for
 
 __all__ = ["conclude", "follow_up"]
 
 _ENGINE = __file__.removesuffix("aftermath.py")
-_STAND_INS: dict[StateType | None, type[StateError]] = {
-    StateType.CRASHED: CrashedRunError,
-    StateType.PAUSED: RunInterruptedError,
-}
 _TEARING = (StateType.CANCELLED, StateType.CRASHED)
 
 
@@ -73,8 +66,9 @@ def conclude(run: Run) -> None:
     run.arguments = {}
     if error is not None and run.host.is_cancellation(error):
         # Nobody who waits for it was cancelled, and its traceback would keep the body's frames alive.
-        kind = _STAND_INS.get(run.status.type, RunCancelledError)
-        run.error = kind(run.status.message or "cancelled", run.bare_state())
+        state = run.bare_state()
+        # One that has completed was cancelled while its record was waited for.
+        run.error = RunCancelledError("cancelled", state) if state.is_completed() else exception_for(state)
     elif isinstance(error, KeyboardInterrupt | SystemExit):
         run.look()  # its outermost run's caller gets it
         end_tree(run, "{run} raised {error}", error)

@@ -14,7 +14,7 @@ from asyncflow._backend.inline import InlineCancelled
 from asyncflow._cancellation import bury, condemn, watch_deadline
 from asyncflow._causes import Cause
 from asyncflow._engine.bodies import GENERATORS, consumed, elsewhere
-from asyncflow._engine.endings import Carried, ending_of_raised, ending_of_scope, is_shutdown
+from asyncflow._engine.endings import Carried, ending_of_raised, ending_of_scope, resting_name
 from asyncflow._engine.inputs import states_of_futures
 from asyncflow._engine.reaching import needs_scope
 from asyncflow._outcomes import blocked
@@ -157,9 +157,9 @@ def _reason_of(run: Run, error: BaseException) -> Cause:
     if run.cause is not None:
         return run.cause
     is_cancelled = run.host.is_cancellation(error) or isinstance(error, InlineCancelled)  # the latter in a thread
-    if is_cancelled and is_shutdown(run):
-        what = f"interrupted because its {run.spec.kind.value} run {run.display_name!r} was interrupted"
-        return Cause(what, until=getattr(error, _GRACE_UNTIL, None), is_shutdown=True)
+    if is_cancelled and (name := resting_name(run)) is not None:
+        what = f"{name.lower()} because its {run.spec.kind.value} run {run.display_name!r} was {name.lower()}"
+        return Cause(what, until=getattr(error, _GRACE_UNTIL, None), rests_as=name)
     how = "was cancelled" if is_cancelled else f"failed with {error_summary(error)}"
     if run.scope is not None and run.scope.expired:
         how = f"exceeded its timeout of {run.spec.options.timeout_seconds:g} seconds"

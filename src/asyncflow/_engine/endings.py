@@ -16,9 +16,9 @@ from asyncflow.error_records import encode_error
 from asyncflow.exceptions import CrashedRunError, NotJSONError, RunCancelledError, RunInterruptedError
 from asyncflow.logs import library_logger
 from asyncflow.serializers import encode
-from asyncflow.states import StateType
+from asyncflow.states import RESTED, StateType, exception_for
 
-__all__ = ["Carried", "ending_of_cause", "ending_of_raised", "ending_of_scope", "finish", "is_shutdown"]
+__all__ = ["Carried", "ending_of_cause", "ending_of_raised", "ending_of_scope", "finish", "resting_name"]
 
 _BY_CALLER = "cancelled by its caller"
 _OURS = (RunCancelledError, RunInterruptedError, CrashedRunError)
@@ -40,7 +40,8 @@ def ending_of_raised(run: Run, error: BaseException) -> Ending:
         return _stopped(run, _why_cancelled(run), error)
     if isinstance(error, InlineCancelled):  # a body in a worker thread stopped at a checkpoint
         return _stopped(run, _why_cancelled(run))
-    if isinstance(error, KeyboardInterrupt) and is_shutdown(run):  # the only way to stop a body on its caller's thread
+    if isinstance(error, KeyboardInterrupt) and resting_name(run) is not None:
+        # The only way to stop a body on its caller's thread.
         return _stopped(run, _why_cancelled(run), error)
     if run.cause is not None and _is_only_of_cancelled_runs(error):
         return ending_of_cause(run)  # our own word coming back: a run below was told a moment earlier
@@ -56,16 +57,17 @@ def _is_only_of_cancelled_runs(error: BaseException) -> bool:
     return isinstance(error, RunCancelledError | RunInterruptedError)
 
 
-def is_shutdown(run: Run) -> bool:
-    """Whether what stops the run is that its runtime is being left: it is interrupted then, and may be resumed."""
+def resting_name(run: Run) -> str | None:
+    """The name of the state in which a run that is being stopped waits to be resumed; None when it is cancelled."""
     above: Run | None = run
     while above is not None:
         if above.cause is not None:
-            return above.cause.is_shutdown
+            return above.cause.rests_as
         if above is not run and above.scope is not None and above.scope.expired:
-            return False
+            return None
         above = above.parent
-    return not run.services.intake.is_open  # its caller was cancelled meanwhile: with the program, most likely
+    # Its caller was cancelled while its runtime was being left: with the program, most likely.
+    return None if run.services.intake.is_open else INTERRUPTED
 
 
 def _why_cancelled(run: Run) -> str:
@@ -101,7 +103,7 @@ def ending_of_scope(run: Run, scope: RunScope) -> Ending:
 def ending_of_cause(run: Run) -> Ending:
     """The ending of a run that the tree stopped while its caller goes on."""
     cause = run.cause or Cause("cancelled")
-    if run.is_abandoned and not cause.is_shutdown:
+    if run.is_abandoned and cause.rests_as is None:
         message = _ignored(run, cause.message)
         return Ending(type=StateType.CRASHED, message=message, error=CrashedRunError(message))
     if cause.error is not None and run.parent is None:
@@ -113,11 +115,13 @@ def ending_of_cause(run: Run) -> Ending:
 
 def _stopped(run: Run, message: str, error: BaseException | None = None) -> Ending:
     """The ending of a body that was cancelled; `error` is what its caller gets, else one of ours."""
-    if is_shutdown(run):
+    name = resting_name(run)
+    if name is not None:
         if run.is_abandoned:
             message += " (abandoned: its thread still runs)"
-        error = error or RunInterruptedError(message)
-        return Ending(type=StateType.PAUSED, name=INTERRUPTED, message=message, error=error)
+        error = error or RESTED[name](message)
+        facts = None if run.cause is None or run.parent is not None else run.cause.facts
+        return Ending(type=StateType.PAUSED, name=name, message=message, error=error, facts=facts)
     if run.is_abandoned and error is not None:
         return Ending(type=StateType.CRASHED, message=_ignored(run, message), error=error)
     return Ending(type=StateType.CANCELLED, message=message, error=error or RunCancelledError(message))
@@ -162,8 +166,7 @@ def _disown(run: Run, ending: Ending) -> None:
     """A run that was given up has ended after all: whoever called it gets what the record says."""
     run.error = ending.error
     if run.error is None or isinstance(run.error, Exception):
-        kind = RunInterruptedError if run.status.type is StateType.PAUSED else CrashedRunError
-        run.error = kind(run.status.message or "the run crashed", run.bare_state())
+        run.error = exception_for(run.bare_state())
         run.error.__cause__ = ending.error
 
 

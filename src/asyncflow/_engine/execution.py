@@ -16,6 +16,7 @@ from asyncflow._engine.inputs import may_hold_futures
 from asyncflow._engine.preparation import join_parent, not_begun, prepare, take_places
 from asyncflow._engine.reaching import reachably
 from asyncflow._engine.recall import ANSWERED, remember
+from asyncflow._recorded import ENDING
 from asyncflow._rules import Ending
 from asyncflow._run import Run
 from asyncflow.retries import delay_after
@@ -81,7 +82,8 @@ def _let_go(run: Run) -> None:
 async def _attempts(run: Run) -> Ending:
     services, options = run.services, run.spec.options
     # What most runs do not need must not cost them anything.
-    if (run.spec.is_prepared or run.is_special or may_hold_futures(run)) and (stopped := await prepare(run)):
+    is_plain = not (run.spec.is_prepared or run.is_special or services.held or may_hold_futures(run))
+    if not is_plain and (stopped := await prepare(run)):
         return stopped
     asked = run.host.cancels_asked() if options.retries else 0
     while True:
@@ -102,7 +104,10 @@ async def _attempts(run: Run) -> Ending:
                 return last
             delay = _delay(run)
             now = services.clock.now()
-            run.enter(StateType.SCHEDULED, now, name="AwaitingRetry", message=ending.message, facts=_until(now + delay))
+            with ENDING:  # it may be paused at this moment
+                run.enter(
+                    StateType.SCHEDULED, now, name="AwaitingRetry", message=ending.message, facts=_until(now + delay)
+                )
         finally:
             # The exception in them holds the attempt's frames and through those this one: a cycle.
             del ending, last

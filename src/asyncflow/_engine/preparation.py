@@ -41,7 +41,9 @@ async def prepare(run: Run) -> Ending | None:
     try:
         if run.cause is not None:
             return not_begun(run)
-        _check_depth(run)
+        _check_call(run)
+        if run.services.held and (stopped := await _hold_back(run)):
+            return stopped
         if may_hold_futures(run) and (stopped := await resolve_inputs(run)):
             return stopped
         if run.spec.is_prepared:
@@ -60,6 +62,21 @@ async def prepare(run: Run) -> Ending | None:
     return None
 
 
+async def _hold_back(run: Run) -> Ending | None:
+    """Wait while the outermost run is paused; gives an ending when it was cancelled meanwhile."""
+    if not _has_past(run):
+        _enter_pending(run)
+    while (gate := run.services.held.get(run.root_id)) is not None and not gate.is_open:
+        signal = run.host.signal()
+        gate.attend(signal.set)
+        try:
+            if stopped := await reachably(run, partial(_wait, run, run.host, signal, None)):
+                return stopped
+        finally:
+            gate.desert(signal.set)
+    return None
+
+
 def _has_past(run: Run) -> bool:
     return run.parent is not None and run.parent.past is not None
 
@@ -71,7 +88,9 @@ def not_begun(run: Run) -> Ending:
     return ending_of_cause(run)
 
 
-def _check_depth(run: Run) -> None:
+def _check_call(run: Run) -> None:
+    if run.error is not None:  # it was asked for elsewhere, and what it was given does not fit its flow
+        raise run.error
     limit = run.services.settings.nesting_limit
     if run.depth > limit:
         raise NestingTooDeepError(run.display_name, limit)

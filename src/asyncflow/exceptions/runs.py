@@ -19,6 +19,7 @@ __all__ = [
     "RunElsewhereError",
     "RunEndedError",
     "RunInterruptedError",
+    "RunSuspendedError",
     "StateNotFinalError",
     "UnfinishedRunError",
     "UpstreamFailedError",
@@ -48,6 +49,10 @@ class RunInterruptedError(StateError):
 
     Who waits for the run gets this; a run whose own task was cancelled passes that cancellation on.
     """
+
+
+class RunSuspendedError(RunInterruptedError):
+    """The run has ended its part in this process until it is resumed: its body, or somebody else, wanted it so."""
 
 
 class StateNotFinalError(StateError):
