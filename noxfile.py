@@ -64,7 +64,7 @@ def tests_lowest(session: nox.Session) -> None:
     """The test suite with the lowest version of each dependency that pyproject.toml allows."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + extras["cli"] + extras["otel"]
+    wanted = project["dependencies"] + extras["cli"] + extras["otel"] + extras["schedules"]
     lowest = Path(session.create_tmp()) / "lowest.txt"
     pins = [line.replace(">=", "==") for line in wanted]
     pins.append("pytest<9.2")  # the pytest plugin of anyio 4.14.2 uses a name that pytest 9.2 dropped

@@ -92,7 +92,10 @@ class _Context:
     def scheduled_start_time(self) -> datetime | None:
         """When the run was to begin: for a run that was called, the moment of the call; aware UTC."""
         run = self._run()
-        return None if run is None else moment(run.created)
+        if run is None:
+            return None
+        due = None if run.origin is None else run.origin[1]
+        return moment(run.created if due is None else due)
 
     def __repr__(self) -> str:
         run = self._run()
@@ -116,6 +119,14 @@ class FlowRunContext(_Context):
         """The flow's version, if it has one."""
         run = self._run()
         return None if run is None else run.spec.options.version
+
+    @property
+    def deployment_id(self) -> UUID | None:
+        """The deployment that its outermost run is one of; None for runs that were called."""
+        run = self._run()
+        while run is not None and run.parent is not None:
+            run = run.parent
+        return None if run is None or run.origin is None else UUID(bytes=run.origin[0])
 
     @property
     def parent_flow_run_id(self) -> UUID | None:

@@ -53,6 +53,8 @@ def record_of(run: Run) -> FlowRun | TaskRun:
             parameters=dict(run.arguments),
             parent_flow_run_id=maybe_uuid(run.flow_run_id),
             parent_task_run_id=maybe_uuid(run.stand_in_id),
+            deployment_id=None if run.origin is None else UUID(bytes=run.origin[0]),
+            expected_start_time=None if run.origin is None else maybe_moment(run.origin[1]),
         )
     parent = run.parent
     return TaskRun(
