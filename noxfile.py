@@ -80,6 +80,9 @@ def crash(session: nox.Session) -> None:
     often = {"KILLS": "200", "CUTS": "5000", "SEEDS": "500"}
     files = ("kill", "kill_syscalls", "power_cut", "disk_faults", "resume_kill")
     session.run("pytest", *(f"tests/test_{name}.py" for name in files), *session.posargs, env=often)
+    often = {"SLOTS": "10000", "RUNS": "10000", "KILLS": "50", "STOPPED": "20"}
+    torture = (f"tests/test_{name}_torture.py" for name in ("schedule", "queue", "places"))
+    session.run("pytest", *torture, *session.posargs, env=often)
 
 
 @nox.session

@@ -2,6 +2,7 @@
 
     asyncflow run examples/weather.py:weather
     asyncflow run examples/weather.py:weather -p years='[2014, 2015]' -p output=two-years.json
+    asyncflow serve examples/weather.py --interval 60
 
 Each year's flow starts its twelve months together, and each month is read, cleaned and summarised
 by tasks of its own. Reading a January fails at the first attempt, on purpose, so that a retry can
@@ -20,7 +21,7 @@ from statistics import fmean
 from typing import Annotated
 
 import anyio
-from pydantic import BaseModel, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeFloat, PositiveInt, ValidationError
 
 from asyncflow import flow, get_run_logger, runtime, task
 
@@ -82,10 +83,11 @@ class Summary(BaseModel):
 
 
 @task(retries=2, retry_delay_seconds=0.2, task_run_name="read-{year}-{month}")
-async def read_month(data: Path, year: int, month: int) -> list[dict[str, str]]:
+async def read_month(data: Path, year: int, month: int, read_seconds: float) -> list[dict[str, str]]:
     """The rows of one month, as they stand in the file."""
     if month == 1 and runtime.task_run.run_count == 1:
         raise ConnectionError(f"the first attempt to read January {year} fails on purpose")
+    await anyio.sleep(read_seconds)
     lines = (await anyio.Path(data).read_text()).splitlines()
     start = f"{year}-{month:02}-"
     return [row for row in csv.DictReader(lines) if row["date"].startswith(start)]
@@ -125,9 +127,9 @@ async def summarise_month(year: int, month: int, days: list[Day]) -> Month:
 
 
 @flow(flow_run_name="{year}", log_prints=True)
-async def summarise_year(data: Path, year: int) -> Year:
+async def summarise_year(data: Path, year: int, read_seconds: float) -> Year:
     async def one_month(month: int) -> Month:
-        rows = await read_month(data, year, month)
+        rows = await read_month(data, year, month, read_seconds)
         days = await clean_month(year, month, rows)
         return await summarise_month(year, month, days)
 
@@ -202,15 +204,20 @@ async def weather(
     years: Annotated[list[int], Field(min_length=1)] | None = None,
     output: Path = Path("weather-summary.json"),
     resamples: PositiveInt = 10_000,
+    read_seconds: NonNegativeFloat = 0,
 ) -> Summary:
-    """Summarise the weather table `data` by month and year, and write the summary to `output`."""
+    """Summarise the weather table `data` by month and year, and write the summary to `output`.
+
+    Reading a month takes `read_seconds` at least, as if the table were far away: time to watch it, and to
+    pause or cancel the run.
+    """
     logger = get_run_logger()
     known = await read_years(data)
     wanted = known if years is None else sorted(set(years))
     if unknown := sorted(set(wanted) - set(known)):
         raise ValueError(f"no days of {unknown} in {data.name!r}, which holds {known}")
     logger.info("summarising %s", wanted)
-    found = await asyncio.gather(*(summarise_year(data, year) for year in wanted))
+    found = await asyncio.gather(*(summarise_year(data, year, read_seconds) for year in wanted))
     trend = await fit_trend.acall(found, resamples) if len(found) > 1 else None
     if trend is not None:
         logger.info("%+.2f C per year (%+.2f to %+.2f)", trend.per_year, trend.low, trend.high)

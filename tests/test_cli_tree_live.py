@@ -90,6 +90,11 @@ def asyncflow(tmp_path: Path, home: Path) -> CommandLine:
     return CommandLine(tmp_path, home)
 
 
+def files_in(folder: Path) -> list[Path]:
+    """What was written to ask and to answer: without the bells of those who have the home open."""
+    return sorted(file for file in folder.iterdir() if file.suffix != ".bell")
+
+
 def eventually(is_so: Callable[[], bool]) -> None:
     until = time.monotonic() + LONG
     while not is_so():
@@ -124,7 +129,7 @@ def test_every_process_on_the_home_tells_of_its_runs(start: Start, asyncflow: Co
     patient = lines[starts[second.pid] + 1]
     assert patient.startswith("patient two  flow  Running ")
     assert "  waits at <string>:20 in patient, inside " in patient
-    assert list((home / "live").iterdir()) == []
+    assert files_in(home / "live") == []
     assert stat.S_IMODE((home / "live").stat().st_mode) == 0o700
 
 
@@ -160,7 +165,7 @@ def test_of_a_stopped_process_what_is_recorded_is_shown(start: Start, asyncflow:
     assert "patient  one  Running" in done.out[recorded:]
     assert f"pid {stopped.pid} on {os.uname().nodename}: it did not answer within 3 s: it is stopped" in done.err
     # It was asked while it was stopped; who asked has gone.
-    eventually(lambda: list((home / "live").iterdir()) == [])
+    eventually(lambda: files_in(home / "live") == [])
 
 
 def test_a_process_without_upkeep_is_told_of(start: Start, asyncflow: CommandLine, home: Path) -> None:
@@ -210,15 +215,15 @@ def test_a_question_is_answered_once_and_nothing_is_left(home: Path) -> None:
         responder.answer()
         (answer,) = request.answers().values()
         assert (answer.owner, answer.text, answer.has_runs) == (services.store.owner, "no live runs", False)
-        files = sorted((home / "live").iterdir())
+        files = files_in(home / "live")
         assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600] * 3
         written = files[1].stat()
         responder.answer()
         assert files[1].stat() == written
         request.close()
         request.close()
-        assert [file.suffix for file in (home / "live").iterdir()] == [".off"]
-    assert list((home / "live").iterdir()) == []
+        assert [file.suffix for file in files_in(home / "live")] == [".off"]
+    assert files_in(home / "live") == []
 
 
 def test_upkeep_removes_what_the_dead_have_left_and_nothing_else(home: Path) -> None:
@@ -232,7 +237,7 @@ def test_upkeep_removes_what_the_dead_have_left_and_nothing_else(home: Path) -> 
             os.utime(file, (old, old))
         fresh = Request(home)
         Responder(services).sweep()
-        left = {file.name for file in (home / "live").iterdir()}
+        left = {file.name for file in files_in(home / "live")}
         assert left == {"notes.txt", f"{services.store.owner}.off", next(n for n in left if n.endswith(".ask"))}
         fresh.close()
 

@@ -125,7 +125,7 @@ def test_a_sound_home_has_no_problems(damaged: Path) -> None:
     assert report.facts["outermost_runs"] == 2
     assert report.facts["runs"] == 12  # with the task run that stands for the nested flow
     assert report.facts["cited_files"] == 4
-    assert report.facts["schema_version"] == 3
+    assert report.facts["schema_version"] == 4
     assert report.facts["processes"] == []
 
 
@@ -520,7 +520,7 @@ def folder_in_its_place(path: Path) -> None:
 
 def damaged_page(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    data[4096:4200] = bytes(range(104))
+    data[4096:4300] = bytes(range(204))
     path.write_bytes(data)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import CommandLine
+from tests.command_line import CommandLine, Serving, until
 from tests.conftest import RunPython
 
 FAN_OUT = f"{Path(__file__).parent.parent / 'examples' / 'fan_out.py'}:fan_out"
@@ -72,3 +73,21 @@ def test_the_power_cut_bills_nobody_twice_but_who_it_hit(run_python: RunPython, 
     assert counted(home, "task_runs") == {"COMPLETED": 6}
     third = run_python(example)  # there is nothing left to do
     assert third.stdout == "all are billed\n"
+
+
+def test_the_shop_waits_for_a_person_and_thanks_by_itself(tmp_path: Path, home: Path) -> None:
+    asyncflow = CommandLine(tmp_path, home)
+    server = Serving(asyncflow, str(Path(FAN_OUT).parent / "deployments.py"))
+    try:
+        server.wait_for("Serving +count-orders/hourly  cron '0 \\* \\* \\* \\*' Europe/Berlin, next ")
+        small = ["deployments", "run", "place-order/shop", "-p", "number=1", "-p", "total=20", "--watch"]
+        assert until(lambda: asyncflow(*small).out, lambda: server.text) == '"parcel-1"\n'
+        server.wait_for("thank you for order 1\n")
+        large = asyncflow.ok("deployments", "run", "place-order/shop", "-p", "number=2", "-p", "total=5000").out.strip()
+        until(lambda: asyncflow.state_of(large) == "Suspended", lambda: server.text)
+        asyncflow.ok("runs", "resume", large, "--input", json.dumps({"approved": True, "by": "Ann"}))
+        server.wait_for("order 2: approved by Ann\n(.*\n)*.*thank you for order 2\n")
+        until(lambda: asyncflow.state_of(large) == "Completed", lambda: server.text)
+        assert server.stop(signal.SIGINT) == 130
+    finally:
+        server.kill()

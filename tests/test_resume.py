@@ -755,7 +755,7 @@ async def test_a_run_that_goes_on_is_left_alone() -> None:
             if found := await get_client().read_flow_runs(state="RUNNING"):
                 break
             await anyio.sleep(0.01)
-        with pytest.raises(CannotResumeError, match="in a process that lives"):
+        with pytest.raises(CannotResumeError, match="and goes on"):
             await resume_flow_run(found[0].id)
         end.set()
     assert (await get_client().read_flow_run(found[0].id)).state.is_completed()

@@ -80,7 +80,7 @@ HISTORIES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("state", [StateType.PENDING, StateType.PAUSED, StateType.CRASHED])
 @pytest.mark.parametrize("told", [{}, {"name": "Interrupted", "message": "its process died"}])
 def test_a_row_that_is_moved_has_one_state_more(
-    columns: dict[str, Any], state: StateType, told: dict[str, str]
+    columns: dict[str, Any], state: StateType, told: dict[str, Any]
 ) -> None:
     row = run_row(**columns, details='{"version":"1"}', digest=b"d" * 16, error="{}")
     changed = moved(row, state, START + 100, **told)

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from asyncflow._deployment_rows import DeploymentRow, InputRow, RequestRow, RuleRow
 from asyncflow._journal import EMITTED, EventRow
 from asyncflow._rows import (
     FLOW,
@@ -52,7 +53,15 @@ from asyncflow.stores._ownership import Process
 from asyncflow.stores._writer import MOST_EVENTS
 from asyncflow.stores.sqlite import SQLiteStore
 from tests.conftest import RunPython
-from tests.contracts.recordables import START, LiveRun, Waiter, read_result, run_row
+from tests.contracts.recordables import (
+    START,
+    LiveRun,
+    Waiter,
+    deployment_row,
+    read_result,
+    run_row,
+    waiting_row,
+)
 
 PROJECT = Path(__file__).parent.parent
 RUNNING = STATE_CODES[StateType.RUNNING]
@@ -132,8 +141,9 @@ def test_files_are_the_owners_alone_whatever_the_umask(run_python: RunPython, ho
     run_python(WRITE_WITHOUT_UMASK, str(home), cwd=PROJECT)
     modes = {path.relative_to(home).as_posix(): stat.S_IMODE(path.lstat().st_mode) for path in (home, *home.rglob("*"))}
     assert {"asyncflow.db", "asyncflow.db-wal", "asyncflow.db-shm", "results"} <= modes.keys()
-    # Also the home, the folder of the run, result.json, tasks.jsonl and a file of its own, and the folder of locks.
-    assert len(modes) == 11
+    # Also the home, the folder of the run, result.json, tasks.jsonl and a file of its own, the folders of locks
+    # and of what lives, and its bell.
+    assert len(modes) == 13
     for name, mode in modes.items():
         assert mode == (0o700 if (home / name).is_dir() else 0o600), name
 
@@ -295,7 +305,19 @@ def test_the_tables_have_the_columns_of_the_rows(store: SQLiteStore, database: P
     with sqlite3.connect(database) as connection:
         columns = {
             table: [each[1] for each in connection.execute(f"PRAGMA table_info({table})")]
-            for table in ("run", "log", "cache", "txn", "process", "event", "item")
+            for table in (
+                "run",
+                "log",
+                "cache",
+                "txn",
+                "process",
+                "event",
+                "item",
+                "deployment",
+                "rule",
+                "request",
+                "input",
+            )
         }
     connection.close()
     assert columns == {
@@ -306,6 +328,10 @@ def test_the_tables_have_the_columns_of_the_rows(store: SQLiteStore, database: P
         "cache": list(CachedRow._fields),
         "txn": list(TransactionRow._fields),
         "process": [*Process._fields, "opened"],
+        "deployment": list(DeploymentRow._fields),
+        "rule": list(RuleRow._fields),
+        "request": list(RequestRow._fields),
+        "input": list(InputRow._fields),
     }
 
 
@@ -361,7 +387,8 @@ for at in range(1, 1000):
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         versions.append(version)
         tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        assert ({"process", "cache", "txn", "journal", "event", "item"} <= tables) == (version == 3), (version, tables)
+        new = {"process", "cache", "txn", "journal", "event", "item", "deployment", "rule", "request", "input"}
+        assert (new <= tables) == (version == 4), (version, tables)
         assert [row[0] for row in connection.execute("SELECT flow_name FROM flow_runs")] == ["main"]
         assert connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
     assert in_child(read, home) == 0, at
@@ -369,7 +396,7 @@ for at in range(1, 1000):
     if status == 0:
         break
     assert status == -signal.SIGKILL, status
-print(versions.count(known), versions.count(3))
+print(versions.count(known), versions.count(4))
 """
 
 
@@ -384,7 +411,7 @@ def make_schema(database: Path, version: int, row: RunRow) -> None:
     connection.execute("CREATE VIEW logs AS SELECT message FROM log")
     connection.execute(f"PRAGMA application_id = {_schema.APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {version}")
-    names = RunRow._fields[:-2] if version == 1 else RunRow._fields
+    names = RunRow._fields[: RunRow._fields.index("digest" if version == 1 else "deployment_id")]
     marks = ", ".join("?" * len(names))
     connection.execute(f"INSERT INTO run ({', '.join(names)}) VALUES ({marks})", row[: len(names)])
     connection.execute(
@@ -394,7 +421,7 @@ def make_schema(database: Path, version: int, row: RunRow) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_database_of_an_earlier_schema_is_brought_up_to_date_or_left_as_it_was(
     run_python: RunPython, tmp_path: Path, version: int
 ) -> None:
@@ -470,6 +497,9 @@ def test_the_views_tell_the_same_as_the_records(open_store: Open, database: Path
     store.put_log(LogRow(main.id, None, START, 20, "asyncflow", "hello", '{"order":7}'))
     store.put_event(EventRow(START, "order.placed", "order/7", '{"total":3}', nested.id, task.id))
     record(store, *rows)
+    deployment = deployment_row(concurrency_limit=3)
+    store.write_deployment(deployment, [])
+    rows += store.enqueue([waiting_row(deployment, START + 123_456, "order-7")])
     store.close()
     with sqlite3.connect(database) as connection:
         connection.row_factory = sqlite3.Row
@@ -481,9 +511,18 @@ def test_the_views_tell_the_same_as_the_records(open_store: Open, database: Path
         ]
         (log,) = connection.execute("SELECT * FROM logs")
         (event,) = map(tuple, connection.execute("SELECT * FROM events"))
+        (of_deployment,) = connection.execute("SELECT * FROM deployments")
     connection.close()
 
+    of_waiting = flows.pop(text(rows[-1].id))
+    assert (of_waiting["state_type"], of_waiting["scheduled_time"]) == ("SCHEDULED", "2025-10-09T08:53:20.123456Z")
+    assert (of_waiting["deployment_id"], of_waiting["idempotency_key"]) == (text(deployment.id), "order-7")
+    assert (of_deployment["id"], of_deployment["flow_name"], of_deployment["name"], of_deployment["paused"]) == (
+        text(deployment.id), "totals", "nightly", 0,
+    )  # fmt: skip
+    assert of_deployment["created"] == "2025-10-09T08:53:20.000000Z"
     assert flows.keys() == {text(main.id), text(nested.id)}
+    assert [flows[text(main.id)][name] for name in ("deployment_id", "scheduled_time", "idempotency_key")] == [None] * 3
     of_main, of_nested = flows[text(main.id)], flows[text(nested.id)]
     assert (of_main["flow_name"], of_main["name"], of_main["flow_version"]) == ("main", "calm-otter", "2")
     assert (of_main["state_type"], of_main["state_name"]) == ("COMPLETED", "Completed")
@@ -1034,6 +1073,9 @@ def test_a_forked_child_is_refused_and_the_parent_loses_nothing(store: SQLiteSto
             lambda: store.read_run(before.id),
             lambda: store.reap(START),
             lambda: store.claim(before.id, before.seq, START),
+            lambda: store.claim_due([before.id], START, 1),
+            lambda: store.enqueue([]),
+            lambda: store.listen(print),
         ]
         for use in uses:
             try:
@@ -1043,7 +1085,7 @@ def test_a_forked_child_is_refused_and_the_parent_loses_nothing(store: SQLiteSto
         store.close()  # what an exit handler does
         os._exit(refused)
     _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 6
+    assert os.waitstatus_to_exitcode(status) == 9
     rows = [run_row() for _ in range(100)]
     record(store, *rows)
     assert store.read_runs(RunQuery(kinds=frozenset({TASK}), limit=100)) == rows[::-1]

@@ -373,12 +373,13 @@ def test_a_memory_store_needs_no_upkeep() -> None:
         assert len(upkeep_threads()) == before
 
 
-def test_upkeep_only_at_the_opening_leaves_no_thread(tmp_path: Path) -> None:
+def test_upkeep_only_at_the_opening_leaves_a_thread_that_waits_for_its_bell(tmp_path: Path) -> None:
     before = upkeep_threads()
     with Runtime(tmp_path, upkeep_seconds=0) as runtime:
         doubled(1)
-        wait_until(lambda: upkeep_threads() == before)
+        assert len(upkeep_threads()) == len(before) + 1
         assert store_of(runtime).count_outermost() == 1
+    wait_until(lambda: upkeep_threads() == before)
 
 
 def test_closing_does_not_wait_for_what_is_being_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

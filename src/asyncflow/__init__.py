@@ -5,6 +5,8 @@ from asyncflow._engine.checkpoints import checkpoint
 from asyncflow._engine.map_stream import MapStream
 from asyncflow._engine.streams import Stream
 from asyncflow._engine.sync_streams import SyncStream
+from asyncflow._operation import Operation
+from asyncflow._run_deployment import run_deployment
 from asyncflow._subscriptions import Subscription
 from asyncflow._version import __version__
 from asyncflow.cache_policies import NoKey
@@ -13,17 +15,22 @@ from asyncflow.completions import as_completed, wait
 from asyncflow.concurrency import concurrency, rate_limit
 from asyncflow.context import detached, tags
 from asyncflow.control import cancel_flow_run, resume_flow_run
+from asyncflow.deployment_records import DeploymentRecord
+from asyncflow.deployments import Deployment
 from asyncflow.disconnects import CancelOnDisconnect, cancel_on_disconnect
 from asyncflow.events import Event, EventFilter, emit_event
 from asyncflow.flows import Flow, flow
 from asyncflow.futures import FlowRunFuture, FutureList, TaskFuture
 from asyncflow.hosting import cleanup_ctx, get_runtime, lifespan
+from asyncflow.inputs import receive_input, send_input
 from asyncflow.item_streams import ItemStream, StreamItem
 from asyncflow.logs import get_run_logger
+from asyncflow.pauses import pause_flow_run, suspend_flow_run
 from asyncflow.placeholders import allow_failure, quote, unmapped
 from asyncflow.retries import exponential_backoff
 from asyncflow.runs import FlowRun, LogRecord, TaskRun
 from asyncflow.runtime import Runtime
+from asyncflow.serving import serve
 from asyncflow.settings import Settings
 from asyncflow.sse import SSE_HEADERS, EventStream, ServerSentEvent, sse
 from asyncflow.states import State, StateType
@@ -34,6 +41,8 @@ __all__ = [
     "SSE_HEADERS",
     "CancelOnDisconnect",
     "Client",
+    "Deployment",
+    "DeploymentRecord",
     "Event",
     "EventFilter",
     "EventStream",
@@ -45,6 +54,7 @@ __all__ = [
     "LogRecord",
     "MapStream",
     "NoKey",
+    "Operation",
     "Runtime",
     "ServerSentEvent",
     "Settings",
@@ -79,12 +89,18 @@ __all__ = [
     "get_runtime",
     "get_transaction",
     "lifespan",
+    "pause_flow_run",
     "quote",
     "rate_limit",
+    "receive_input",
     "resume_flow_run",
+    "run_deployment",
     "runtime",
+    "send_input",
+    "serve",
     "sse",
     "states",
+    "suspend_flow_run",
     "tags",
     "task",
     "transaction",

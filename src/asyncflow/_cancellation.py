@@ -194,7 +194,8 @@ def lay_to_rest(run: Run, name: str, message: str) -> None:
         with ENDING:
             if run.is_torn:
                 settle_interrupted(run, StateType.PAUSED)
-                run.enter(StateType.PAUSED, run.services.clock.now(), name=name, message=message)
+                facts = None if run.cause is None or run.parent is not None else run.cause.facts
+                run.enter(StateType.PAUSED, run.services.clock.now(), name=name, message=message, facts=facts)
                 if run.is_hosted:
                     run.error = RESTED[name](message, run.bare_state())
 

@@ -11,7 +11,7 @@ from asyncflow.events import Event, EventKind
 from asyncflow.exceptions import OptionError
 from asyncflow.serializers import decode
 
-__all__ = ["cursor_of", "event_of", "flow_run_id_of", "kind_of", "name_of", "resource_of"]
+__all__ = ["cursor_of", "event_of", "flow_run_id_of", "kind_of", "name_of", "payload_of", "resource_of"]
 
 _TITLES = tuple(type_.value.title() for type_ in STATE_TYPES)
 
@@ -43,14 +43,15 @@ def event_of(row: EventRow) -> Event:
         name=name_of(row),
         occurred=moment(row.at),
         resource=resource_of(row),
-        payload=_payload_of(row),
+        payload=payload_of(row),
         flow_run_id=maybe_uuid(flow_run_id_of(row)),
         task_run_id=maybe_uuid(row.task_run_id if run is None else None if run.kind == FLOW else run.id),
         state=None if run is None else state_at(run, row.sequence, row.entry),
     )
 
 
-def _payload_of(row: EventRow) -> Any:
+def payload_of(row: EventRow) -> Any:
+    """What else an event tells."""
     if row.run is not None:
         return _about(row.run)
     return None if row.payload is None else decode(row.payload)

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from inspect import Parameter
-from typing import TYPE_CHECKING, Any, cast
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Unpack, cast, get_args, get_origin
 
 from asyncflow.exceptions import NotJSONError
-from asyncflow.previews import HIDDEN, names_secret
+from asyncflow.previews import HIDDEN, names_secret, preview
 from asyncflow.serializers import decode, encode
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ __all__ = [
     "make_model",
     "require_complete",
     "schema_class",
+    "unresolved",
+    "whole_hint",
     "without_secret_defaults",
     "without_texts",
 ]
@@ -81,6 +84,21 @@ def described(about: dict[str, Any], parameter: Parameter, position: int, text: 
         with suppress(NotJSONError):  # that there is a default is also said by not being required
             about["default"] = decode(encode(parameter.default))
     return about
+
+
+def unresolved(parameter: Parameter, error: Exception) -> tuple[str, str, str]:
+    """The problem of a hint that raised when it was looked at."""
+    text = f"Its type hint cannot be resolved ({error}); define what it names at module level"
+    return parameter.name, text, preview(parameter.annotation)
+
+
+def whole_hint(hint: Any, parameter: Parameter) -> Any:
+    """The type of the value that `Binder.bind` gives for a parameter with this hint."""
+    if parameter.kind is Parameter.VAR_POSITIONAL:
+        return cast("Any", tuple)[Any if get_origin(hint) is Unpack else hint, ...]
+    if parameter.kind is Parameter.VAR_KEYWORD:
+        return get_args(hint)[0] if get_origin(hint) is Unpack else cast("Any", dict)[str, hint]
+    return NoneType if hint is None else hint
 
 
 @cache

@@ -27,6 +27,7 @@ class RunQuery:
     """The nearest flow run around it."""
     parent_id: bytes | None = None
     """The run directly above it."""
+    deployment_id: bytes | None = None
     since: int | None = None
     """Created at or after, in microseconds since 1970 UTC."""
     until: int | None = None
@@ -58,5 +59,7 @@ class Reaped:
     """Runs that were open, and are Crashed."""
     interrupted: int = 0
     """Outermost flow runs that wait to be resumed."""
+    requeued: int = 0
+    """Runs of deployments that had been claimed and had not begun: they wait to be started again."""
     transactions: tuple[TransactionRow, ...] = ()
     """Transactions that were open: their hooks were not run."""

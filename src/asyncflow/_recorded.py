@@ -58,7 +58,7 @@ class Recorded:
 
     __slots__ = (
         "__weakref__", "arguments", "created", "digest", "ended", "error", "error_json", "facts", "flow_run_id",
-        "history", "id", "is_answered", "journalled", "kind", "latest", "name", "not_kept", "parameters_json",
+        "history", "id", "is_answered", "journalled", "kind", "latest", "name", "not_kept", "origin", "parameters_json",
         "parent_id", "queued", "result", "root_id", "run_count", "services", "spec", "stand_in_id", "started", "status",
         "tags", "value",
     )  # fmt: skip
@@ -80,6 +80,8 @@ class Recorded:
     name: str | None
     tags: frozenset[str]
     parameters_json: str | None
+    origin: tuple[bytes, int | None, str | None] | None
+    """Of a deployment's run: the deployment, when it was due, and its idempotency key."""
 
     status: Status
     created: int
@@ -166,6 +168,8 @@ class Recorded:
         elif row.kind == FLOW:
             self.stand_in_id = row.parent_id
         self.name = row.name
+        if row.deployment_id is not None:
+            self.origin = row.deployment_id, row.scheduled, row.idempotency_key
         self.parameters_json = row.parameters  # it may be stopped before it has checked and written its own
         self.created, self.started, self.run_count = row.created, row.started, row.run_count
         self.latest = max(row.created, row.started or 0, row.ended or 0)
@@ -289,7 +293,11 @@ class Recorded:
             self._details_json(),
             self.digest,
             self.services.store.owner,
+            None, None, None,
         ))  # fmt: skip
+        if self.origin is not None:
+            deployment_id, scheduled, key = self.origin
+            row = row._replace(deployment_id=deployment_id, scheduled=scheduled, idempotency_key=key)
         if self.stand_in_id is None:
             return (row,)
         stand_in = row._replace(
@@ -300,6 +308,9 @@ class Recorded:
             result=None,
             details=json_of({"child_flow_run_id": str(UUID(bytes=self.id))}),
             digest=None,
+            deployment_id=None,
+            scheduled=None,
+            idempotency_key=None,
         )
         return (stand_in, row)
 

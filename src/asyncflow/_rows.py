@@ -19,39 +19,11 @@ from asyncflow.runs import FlowRun, LogRecord, TaskRun
 from asyncflow.states import State, StateDetails, StateType
 
 __all__ = [
-    "ACTIVE",
-    "COMMITTED",
-    "FIRST_FINAL",
-    "FLOW",
-    "INTERRUPTED",
-    "ROLLED_BACK",
-    "STAND_IN",
-    "STATE_CODES",
-    "STATE_TYPES",
-    "TASK",
-    "CachedRow",
-    "ItemRow",
-    "LogRow",
-    "RunRow",
-    "TransactionRow",
-    "default_task_run_name",
-    "details_of",
-    "flow_run_of",
-    "history_of",
-    "json_of",
-    "log_record_of",
-    "maybe_moment",
-    "maybe_uuid",
-    "microseconds",
-    "moment",
-    "moved",
-    "state_at",
-    "state_of",
-    "states_of",
-    "storable",
-    "task_run_of",
-    "word_for",
-]
+    "ACTIVE", "COMMITTED", "FIRST_FINAL", "FLOW", "INTERRUPTED", "ROLLED_BACK", "STAND_IN", "STATE_CODES",
+    "STATE_TYPES", "TASK", "CachedRow", "ItemRow", "LogRow", "RunRow", "TransactionRow", "default_task_run_name",
+    "details_of", "flow_run_of", "history_of", "json_of", "log_record_of", "maybe_moment", "maybe_uuid",
+    "microseconds", "moment", "moved", "state_at", "state_of", "states_of", "storable", "task_run_of", "word_for",
+]  # fmt: skip
 
 FLOW = 0
 TASK = 1
@@ -110,6 +82,12 @@ class RunRow(NamedTuple):
     """What it was given, digested: 16 bytes, none for a call with nothing; None when it cannot be digested."""
     owner: int
     """The number of the opened store that writes it; see `RunStore.reap`."""
+    deployment_id: bytes | None = None
+    """The deployment that it is a run of; None for most."""
+    scheduled: int | None = None
+    """When such a run was to begin."""
+    idempotency_key: str | None = None
+    """Of one deployment there is one run with it."""
 
 
 class CachedRow(NamedTuple):
@@ -257,17 +235,26 @@ def _state_details(row: RunRow, facts: dict[str, Any]) -> StateDetails:
     )
 
 
-def moved(row: RunRow, state: StateType, at: int, *, name: str | None = None, message: str | None = None) -> RunRow:
+def moved(
+    row: RunRow,
+    state: StateType,
+    at: int,
+    *,
+    name: str | None = None,
+    message: str | None = None,
+    facts: dict[str, Any] | None = None,
+) -> RunRow:
     """`row` in one more state: what a store writes for a run that nobody runs here.
 
     A run that goes back to a state that is not final has no end, value or error any more.
     """
     code = STATE_CODES[state]
     ended = code >= FIRST_FINAL
-    at = max(at, row.created, row.started or 0, row.ended or 0)  # a history does not go back
+    entries = history_of(row)
+    at = max(at, entries[-1][3])  # a history does not go back
     is_bare = row.history is None and row.ended is None and row.state_name is None and row.message is None
     is_plain = ended and is_bare and row.seq <= _MOST_PLAIN
-    history = None if is_plain else json_of([*history_of(row), [code, name, message, at, None]])
+    history = None if is_plain else json_of([*entries, [code, name, message, at, facts]])
     changed = row._replace(
         state=code, state_name=name, message=message, seq=row.seq + 1, ended=at if ended else None, history=history
     )
@@ -285,6 +272,8 @@ def default_task_run_name(function: str, run_id: bytes) -> str:
 def flow_run_of(row: RunRow) -> FlowRun:
     """The record of a flow's run (a row of kind FLOW)."""
     details = details_of(row)
+    if row.deployment_id is not None:  # how it came to be is told by its first state, which whoever runs it keeps
+        details |= history_of(row)[0][4] or {}
     parent = details.get("parent_flow_run_id")
     return FlowRun(
         **_common(row),
@@ -293,8 +282,9 @@ def flow_run_of(row: RunRow) -> FlowRun:
         flow_version=details.get("version"),
         parameters={} if row.parameters is None else _loads(row.parameters),
         parent_flow_run_id=maybe_uuid(row.flow_run_id) if parent is None else UUID(parent),
-        parent_task_run_id=maybe_uuid(row.parent_id),
-        deployment_id=_uuid_of_text(details.get("deployment_id")),
+        parent_task_run_id=maybe_uuid(row.parent_id) or _uuid_of_text(details.get("parent_task_run_id")),
+        deployment_id=maybe_uuid(row.deployment_id),
+        expected_start_time=maybe_moment(row.scheduled),
     )
 
 
@@ -350,16 +340,16 @@ def details_of(row: RunRow) -> dict[str, Any]:
 
 
 def _child_flow_run_id(row: RunRow) -> UUID | None:
-    return _uuid_of_text(details_of(row).get("child_flow_run_id")) if row.kind == STAND_IN else None
+    return None if row.kind == FLOW else _uuid_of_text(details_of(row).get("child_flow_run_id"))
+
+
+def _uuid_of_text(value: str | None) -> UUID | None:
+    return None if value is None else UUID(value)
 
 
 def maybe_uuid(value: bytes | None) -> UUID | None:
     """The id in a column that may be null."""
     return None if value is None else UUID(bytes=value)
-
-
-def _uuid_of_text(value: str | None) -> UUID | None:
-    return None if value is None else UUID(value)
 
 
 # --- what a column can hold ----------------------------------------------------------------

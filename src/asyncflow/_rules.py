@@ -39,12 +39,7 @@ TRANSITIONS: dict[StateType | None, frozenset[StateType]] = {
         {_T.RUNNING, _T.SCHEDULED, _T.PAUSED, _T.CANCELLING, _T.COMPLETED, _T.FAILED, _T.CANCELLED, _T.CRASHED}
     ),
     # A paused run whose body ends all the same has ended; one that is to be resumed later is Paused once more.
-    _T.PAUSED: frozenset(
-        {
-            _T.SCHEDULED, _T.PENDING, _T.RUNNING, _T.PAUSED, _T.CANCELLING,
-            _T.COMPLETED, _T.FAILED, _T.CANCELLED, _T.CRASHED,
-        }
-    ),  # fmt: skip
+    _T.PAUSED: frozenset(_T),
     # A cancelled body may still answer with a value or an exception of its own; one that a deadline
     # stopped in its thread may be tried again.
     _T.CANCELLING: frozenset({_T.SCHEDULED, _T.PAUSED, _T.COMPLETED, _T.FAILED, _T.CANCELLED, _T.CRASHED}),

@@ -236,7 +236,7 @@ class Run(Recorded):
         self.name = self.parameters_json = self.started = self.ended = self.facts = self.history = None
         self.error = self.result = self.error_json = self.not_kept = self.task = self.children = None
         self.companions = self.stream = self.drained = self.cause = self.timers = self.scope = None
-        self.digest = self.past = self.run_key = None
+        self.digest = self.origin = self.past = self.run_key = None
         self.interrupted = self.wait_for = self.limiters = self.places = self.workers = None
         self.waiters = self.waits = self.unseen = self.span = None
 

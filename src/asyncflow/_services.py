@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from asyncflow._backend.base import Host
 from asyncflow._backend.threads import ThreadPool
@@ -25,15 +25,35 @@ T = TypeVar("T")
 class Intake:
     """Which outermost runs may begin."""
 
-    __slots__ = ("drain_until", "is_draining", "is_open")
+    __slots__ = ("_is_open", "_wakes", "drain_until", "is_draining")
 
     def __init__(self) -> None:
-        self.is_open = True
-        """Whether any may."""
+        self._is_open = True
+        self._wakes: dict[Callable[[], object], None] = {}
         self.is_draining = True
         """Once it is not open: whether those may that a run which goes on has detached from itself."""
         self.drain_until: float | None = None
         """The end of the drain window, by the runtime's clock; None before it begins."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any may."""
+        return self._is_open
+
+    @is_open.setter
+    def is_open(self, value: bool) -> None:
+        # From any thread, or a signal handler: no lock, and nothing that waits.
+        self._is_open = value
+        for wake in list(self._wakes):
+            wake()
+
+    def attend(self, wake: Callable[[], object]) -> None:
+        """Have `wake`, which must not block, called when it is closed."""
+        self._wakes[wake] = None
+
+    def desert(self, wake: Callable[[], object]) -> None:
+        """Do not call it any more."""
+        self._wakes.pop(wake, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +84,10 @@ class Services:
     """What records the items of the runs that go on here, by run; see `_engine.items`."""
     held: dict[bytes, Gate] = field(default_factory=dict[bytes, Gate])
     """What keeps runs from beginning whose outermost run is paused, by that run; see `_engine.pausing`."""
-    pauses: dict[bytes, dict[str, Any]] = field(default_factory=dict[bytes, dict[str, Any]])
-    """What the bodies of flow runs wait for in a pause, by run and key."""
+    pauses: dict[bytes, dict[Any, None]] = field(default_factory=dict[bytes, dict[Any, None]])
+    """The pauses that flow runs are in, the longest first, by run."""
+    received: WeakKeyDictionary[Any, dict[str, Any]] = field(default_factory=WeakKeyDictionary[Any, dict[str, Any]])
+    """What the bodies of live runs have received so far, by run and key."""
     outermost: WeakSet[Any] = field(default_factory=WeakSet[Any])
     """The live outermost runs: what is still open when the runtime closes is recorded Crashed."""
 

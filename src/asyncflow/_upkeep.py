@@ -1,8 +1,9 @@
 """What a home needs now and then: the runs of processes that died ended, and what is too old deleted.
 
-Every open runtime does it for its home, in a thread of its own that nobody waits for; several
-processes on one home may do it at the same time, and each dead process and each run is dealt with
-by one of them. Nothing here can fail a run: what goes wrong is logged, and tried again.
+And at once: what other processes ask of the runs of this one, when they ring its bell. Every open
+runtime does it for its home, in a thread of its own that nobody waits for; several processes on one
+home may do it at the same time, and each dead process and each run is dealt with by one of them.
+Nothing here can fail a run: what goes wrong is logged, and tried again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import orjson
 
 from asyncflow._live_requests import Responder, say_off, unsay_off
+from asyncflow._requests import Requests
 from asyncflow._retention import Pace, Retention
 from asyncflow._rows import CachedRow, TransactionRow, maybe_uuid
 from asyncflow._services import Services
@@ -23,7 +25,10 @@ from asyncflow.abc import Reaped
 from asyncflow.exceptions import ForkedRuntimeError, RuntimeClosedError
 from asyncflow.logs import library_logger
 
-__all__ = ["Sweeper", "Swept", "Upkeep", "delete_batch", "hooks_of", "interruption", "microseconds_now", "reaping"]
+__all__ = [
+    "Sweeper", "Swept", "Upkeep", "delete_batch", "end_runs_of_dead", "hooks_of", "interruption", "microseconds_now",
+    "reaping",
+]  # fmt: skip
 
 _SWEEP_SECONDS = 60.0
 """How often runs are looked for that are too old or too many."""
@@ -147,13 +152,18 @@ class Upkeep:
         self._sweep_at = 0.0
         self._failing: set[str] = set()
         self._pid = os.getpid()
-        self._stopped = threading.Event()
+        self._bell = threading.Event()
+        """Set when there may be something to do at once: somebody asks for something, or it is to end."""
+        self._is_stopped = False
+        self._stop_listening: Callable[[], None] | None = None
+        self._requests = Requests(services, self._bell.set)
         self._thread = threading.Thread(target=self._run, name="asyncflow-upkeep", daemon=True)
 
     def open(self) -> None:
         """See to what dead processes left behind, now; and to all the rest in a thread."""
         self._attempt("looking for dead processes", self._reap)
         self._tell_whether_off(is_off=not self._seconds)
+        self._stop_listening = self._services.store.listen(self._bell.set)
         try:
             self._thread.start()
         except RuntimeError as error:  # the system has no thread left, and runs need none of ours
@@ -162,7 +172,10 @@ class Upkeep:
     def stop(self) -> None:
         """Do nothing more. Does not wait for what is being done."""
         if self._pid == os.getpid():  # in a forked child nobody is left to release the event's lock
-            self._stopped.set()
+            self._is_stopped = True
+            if self._stop_listening is not None:
+                self._stop_listening()
+            self._bell.set()
             if not self._seconds:
                 self._tell_whether_off(is_off=False)
 
@@ -183,19 +196,29 @@ class Upkeep:
 
     def _run(self) -> None:
         reap_at = time.monotonic() + self._seconds
-        pause = 0.0
-        while not self._stopped.wait(pause):
+        due: float | None = time.monotonic()
+        while self._wait_until(due):
+            self._attempt("doing what others ask for", self._requests.serve)
+            if self._seconds:
+                self._attempt("answering who asks what its runs wait for", self._responder.answer)
             started = time.monotonic()
+            if due is None or started < due:  # it was the bell
+                continue
             if self._seconds and started >= reap_at:
                 self._attempt("looking for dead processes", self._reap)
                 reap_at = started + self._seconds
-            self._attempt("answering who asks what its runs wait for", self._responder.answer)
             if self._attempt("deleting what is not kept any longer", self._sweep):
-                pause = min(max(time.monotonic() - started, _PAUSES[0]), _PAUSES[1])  # time for others
-            elif self._seconds:
-                pause = self._seconds
+                took = time.monotonic() - started
+                due = time.monotonic() + min(max(took, _PAUSES[0]), _PAUSES[1])  # time for others
             else:
-                return
+                due = time.monotonic() + self._seconds if self._seconds else None
+
+    def _wait_until(self, due: float | None) -> bool:
+        """Wait until the bell rings, or a moment has come; whether to go on."""
+        if not self._is_stopped:
+            self._bell.wait(None if due is None else max(due - time.monotonic(), 0))
+            self._bell.clear()
+        return not self._is_stopped
 
     def _sweep(self) -> bool:
         """Delete a batch if it is time, or there are too many bytes; whether there may be more."""
@@ -210,22 +233,17 @@ class Upkeep:
         return has_more
 
     def _reap(self) -> bool:
-        reaped = self._services.store.reap(microseconds_now(self._services))
-        home = str(self._services.settings.home)
-        if reaped.crashed or reaped.interrupted:
-            library_logger().warning("%s (%r)", reaping(reaped), home)
-        for transaction in reaped.transactions:
-            library_logger().warning("%s (%r)", interruption(transaction), home)
+        end_runs_of_dead(self._services)
         return False
 
     def _attempt(self, what: str, act: Callable[[], bool]) -> bool:
         try:
             result = act()
         except (RuntimeClosedError, ForkedRuntimeError):
-            self._stopped.set()  # closed meanwhile: nobody is to know
+            self._is_stopped = True  # closed meanwhile: nobody is to know
             return False
         except Exception as error:  # noqa: BLE001  # whatever it is, it must not end the thread, and no run is at fault
-            if not self._stopped.is_set() and what not in self._failing:
+            if not self._is_stopped and what not in self._failing:
                 self._report(what, error)
             self._failing.add(what)  # told once, until it has worked again
             return False
@@ -236,15 +254,27 @@ class Upkeep:
         library_logger().warning("the upkeep of %r: %s failed: %s", str(self._services.settings.home), what, error)
 
 
+def end_runs_of_dead(services: Services) -> None:
+    """End the runs that dead processes left behind, and tell of it. Blocks."""
+    reaped, home = services.store.reap(microseconds_now(services)), str(services.settings.home)
+    if reaped.crashed or reaped.interrupted or reaped.requeued:
+        library_logger().warning("%s (%r)", reaping(reaped), home)
+    for transaction in reaped.transactions:
+        library_logger().warning("%s (%r)", interruption(transaction), home)
+
+
 def reaping(reaped: Reaped) -> str:
     """One line about the runs that dead processes left behind."""
-    crashed, interrupted = reaped.crashed, reaped.interrupted
+    crashed, interrupted, requeued = reaped.crashed, reaped.interrupted, reaped.requeued
     told: list[str] = []
-    if crashed or not interrupted:
+    if crashed or not (interrupted or requeued):
         told.append(f"{crashed:,} {'run' if crashed == 1 else 'runs'} of processes that have died ended as Crashed")
     if interrupted:
         what = "run waits" if interrupted == 1 else "runs wait"
         told.append(f"{interrupted:,} interrupted flow {what} to be resumed")
+    if requeued:
+        what = "run that had not begun waits" if requeued == 1 else "runs that had not begun wait"
+        told.append(f"{requeued:,} {what} again")
     return "; ".join(told)
 
 

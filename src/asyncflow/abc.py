@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from asyncflow._deployment_port import DeploymentStore
+from asyncflow._exchange_port import Exchange
 from asyncflow._journal import Cursor, EventRow
 from asyncflow._queries import LogQuery, Reaped, RunQuery
 from asyncflow._rows import CachedRow, ItemRow, LogRow, RunRow, TransactionRow
@@ -79,13 +81,14 @@ class Ticket:
         self.error: Exception | None = None
 
 
-class RunStore(ABC):
+class RunStore(DeploymentStore, Exchange, ABC):
     """Where runs are recorded.
 
     Writing: `put`, `put_log`, `put_event`, `put_item` and `confirm` never block, never await, may be called from any
     thread, and are carried out in the order they were called. A write is idempotent by
     (run id, seq): an older state never replaces a newer one, and a final state is never
-    replaced by anything but a state with a higher seq.
+    replaced by anything but a state with a higher seq. To which deployment a run belongs is not written so:
+    see `DeploymentStore`.
 
     Reading: the `read_*` methods block (the client calls them in a worker thread), see everything
     whose ticket is done, and are never blocked by writers.
@@ -205,10 +208,12 @@ class RunStore(ABC):
         """Find the runs of processes that have died, and end them.
 
         An open run of a dead owner becomes Crashed; an outermost flow run whose details say
-        `"resume": "auto"` becomes Paused, named Interrupted, and waits to be claimed. An open
+        `"resume": "auto"` becomes Paused, named Interrupted, and waits to be claimed; one of a deployment that
+        had been claimed and of which nothing was executed waits to be started again. An open
         transaction of a dead owner becomes INTERRUPTED. All of one owner in one commit, and each
         by one process only. Never touches what a living process owns, however long it has been
-        stopped or busy. `now` is in microseconds since 1970 UTC.
+        stopped or busy. When it has ended something, it rings everybody's bell. `now` is in microseconds
+        since 1970 UTC.
         """
 
     @abstractmethod
@@ -217,10 +222,10 @@ class RunStore(ABC):
 
     @abstractmethod
     def claim(self, run_id: bytes, seq: int, now: int) -> RunRow | None:
-        """Take over a run that has ended or is Paused, to run it again.
+        """Take over a run that has ended or rests (Interrupted, Suspended), to run it again.
 
         Gives its row as it is then: Pending, named Resuming, owned by this store. (Also the
-        stand-in of a nested flow.) What was interrupted below it becomes Cancelled: it may not be
+        stand-in of a nested flow.) What rests below it becomes Cancelled: it may not be
         called again. None when the run is not in its state number `seq` any more:
         somebody else was first.
         """
@@ -260,13 +265,14 @@ class RunStore(ABC):
 
     @abstractmethod
     def count_outermost(self) -> int:
-        """How many outermost runs there are."""
+        """How many outermost runs there are, without those that wait to be started: they are never deleted."""
 
     @abstractmethod
     def delete_runs(self, root_ids: Sequence[bytes]) -> list[bytes]:
         """Delete outermost runs that have ended or wait to be resumed; gives which.
 
-        All below them goes as well: runs, logs, events, items. One that goes on, and an id that is not
+        All below them goes as well: runs, logs, events, items, inputs. One that goes on or waits to be
+        started, and an id that is not
         an outermost run's, are left alone.
         """
 

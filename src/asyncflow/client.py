@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -10,12 +10,12 @@ from uuid import UUID
 
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
-from asyncflow._engine.declared import Declared
-from asyncflow._engine.resuming import call_off, run_again, take_over
+from asyncflow._deployment_queries import DeploymentQueries, of_deployment
 from asyncflow._event_pages import read_events
 from asyncflow._event_rows import cursor_of, event_of
 from asyncflow._log_following import LogStream
 from asyncflow._rows import FLOW, STAND_IN, TASK, RunRow, flow_run_of, log_record_of, states_of, task_run_of
+from asyncflow._run_control import RunControl
 from asyncflow._services import Services
 from asyncflow._snapshots import await_tree_of
 from asyncflow._subscriptions import Subscription
@@ -46,7 +46,7 @@ def get_client(runtime: Runtime | None = None) -> Client:
     return Client(runtime)
 
 
-class Client:
+class Client(DeploymentQueries, RunControl):
     """Queries and control over a runtime's store.
 
     Ids are accepted as `UUID` or text; an unknown one is `RunNotFoundError`.
@@ -83,6 +83,7 @@ class Client:
         flow_name: str | None = None,
         tags: Iterable[str] | None = None,
         parent: UUID | str | None = None,
+        deployment: UUID | str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
         limit: int = 200,
@@ -96,6 +97,7 @@ class Client:
             flow_name: The flow's name.
             tags: Tags that a run must all have.
             parent: A flow run: those nested in it.
+            deployment: A deployment, "flow/name" or its id: those that it made.
             since: Created at or after this moment (aware).
             until: Created before this moment (aware).
             limit: At most so many.
@@ -113,7 +115,7 @@ class Client:
             limit=_count("limit", limit),
             offset=_count("offset", offset),
         )
-        rows = await self._read(lambda services: services.store.read_runs(query))
+        rows = await self._read(lambda services: services.store.read_runs(of_deployment(query, services, deployment)))
         return [flow_run_of(row) for row in rows]
 
     async def read_task_runs(
@@ -268,28 +270,6 @@ class Client:
                 is taken as it is; one that is no number raises `OptionError`, here.
         """
         return ItemStream(self.services, _required_id(run_id), position_of(after))
-
-    async def resume_flow_run(
-        self,
-        flow_run_id: UUID | str,
-        *,
-        flow: Declared | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        return_state: bool = False,
-    ) -> Any:
-        """Run a flow run again that did not complete; see `asyncflow.resume_flow_run`."""
-        services = await self.services()
-        claim = await take_over(services, _required_id(flow_run_id), flow, parameters or {})
-        return await run_again(services, claim, return_state)
-
-    async def call_off_flow_run(self, flow_run_id: UUID | str, message: str) -> State[Any]:
-        """For `cancel_flow_run`: make a run Cancelled that was interrupted and that nobody runs."""
-        services, host = await self.services(), self._host()
-        await services.ask(host, lambda: call_off(services, _required_id(flow_run_id), message))
-        _, problem, held_back = await host.confirm(services.store, services.settings.durability_seconds)
-        if held_back is not None or problem is not None:
-            raise held_back or problem or AssertionError
-        return (await self.read_flow_run(flow_run_id)).state
 
     async def delete_flow_run(self, flow_run_id: UUID | str) -> None:
         """Delete an outermost flow run that has ended: with all below it, its logs and its result files.

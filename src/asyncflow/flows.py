@@ -9,8 +9,10 @@ from typing import Any, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 from asyncflow._engine.declared import declare
 from asyncflow._specs import FlowOptions, Kind, Options
 from asyncflow.declarations import Binds, Declaration
+from asyncflow.deployments import Deployment, DeploymentOptions, make_deployment
 from asyncflow.futures import FlowRunFuture
 from asyncflow.parameters import ParameterModel
+from asyncflow.serving import serve
 
 __all__ = ["Flow", "FlowDecorator", "flow"]
 
@@ -62,6 +64,24 @@ class Flow(Declaration[P, R_co]):
     def with_options(self, **options: Unpack[FlowOptions]) -> Self:
         """A copy with other options; what is not named stays as it is."""
         return self._with_options(dict(options))
+
+    def to_deployment(self, name: str, **options: Unpack[DeploymentOptions]) -> Deployment:
+        """A deployment of the flow, for `serve`: the flow with a name, defaults and rules that say when it runs.
+
+        `cron="0 9 * * *"`, `interval=60` (seconds) and `rrule="FREQ=..."` are short for one schedule each;
+        `schedules=[...]` takes any number, `triggers=[...]` those that start runs because of events. All else is
+        as in `Deployment`. Raises `DeploymentError`, `DeploymentParametersError`, `ScheduleError` or `OptionError`.
+        """
+        return make_deployment(self, name, **options)
+
+    async def serve(
+        self, name: str | None = None, *, limit: int | None = None, **options: Unpack[DeploymentOptions]
+    ) -> None:
+        """Serve one deployment of the flow, in this process, until it is cancelled; see `asyncflow.serve`.
+
+        Without a name it has the flow's; the options are those of `to_deployment`.
+        """
+        await serve(self.to_deployment(self.name if name is None else name, **options), limit=limit)
 
     @property
     def parameters(self) -> Any:

@@ -23,6 +23,8 @@ from asyncflow._parameter_models import (
     make_model,
     require_complete,
     schema_class,
+    unresolved,
+    whole_hint,
     without_secret_defaults,
     without_texts,
 )
@@ -120,17 +122,25 @@ class ParameterModel:
             return False
         return True
 
-    def validate_keywords(self, given: Mapping[str, Any], *, coerce: bool = True) -> dict[str, Any]:
+    def validate_keywords(
+        self, given: Mapping[str, Any], *, coerce: bool = True, is_all: bool = True
+    ) -> dict[str, Any]:
         """The same for values that come by name from outside (command line, HTTP, a deployment).
 
         `*args` is given as a list under its name; `**kwargs` takes every name that is not another parameter's, or
-        a mapping under its own. Unknown and missing names are problems too; without `coerce` the only ones.
+        a mapping under its own. Unknown and missing names are problems too; without `coerce` the only ones. Where
+        these are not all, none is missing, and what is not given stays out.
         """
-        arguments, problems = self._by_name(given)
+        arguments, problems = self._by_name(given, is_all=is_all)
         values, more = self._coerced(arguments) if coerce else (arguments, [])
         if problems or more:
             raise ParameterValidationError(self._flow, [*problems, *more])
         return values
+
+    @property
+    def takes_any(self) -> bool:
+        """Whether any name may be given, as the flow has `**kwargs`."""
+        return any(each.kind is _DOUBLE_STARRED for each in self._binder.parameters)
 
     def restore(self, recorded: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """The arguments of a recorded run, typed by the hints, `given` in place of what was recorded.
@@ -165,9 +175,9 @@ class ParameterModel:
                 try:
                     hint = resolve_hint(self._function, parameter, self._namespace)
                 except Exception as error:  # noqa: BLE001  # a hint is an expression: it may raise anything
-                    problems.append(_unresolved(parameter, error))
+                    problems.append(unresolved(parameter, error))
                 else:
-                    hints[parameter.name] = _whole(hint, parameter)
+                    hints[parameter.name] = whole_hint(hint, parameter)
             if problems:
                 raise ParameterValidationError(self._flow, problems)
             self._hints = hints
@@ -261,7 +271,7 @@ class ParameterModel:
     def _has_secrets(self) -> bool:
         return any(self._is_secret(each.name) for each in self._binder.parameters)
 
-    def _by_name(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[_Problem]]:
+    def _by_name(self, given: Mapping[str, Any], *, is_all: bool) -> tuple[dict[str, Any], list[_Problem]]:
         arguments: dict[str, Any] = {}
         problems: list[_Problem] = []
         rest = dict(given)
@@ -275,11 +285,14 @@ class ParameterModel:
                 own: dict[str, Any] = dict(rest.pop(name)) if isinstance(rest.get(name), Mapping) else {}
                 twice = own.keys() & rest.keys()
                 problems += [(f"{name}.{each}", "Given twice", shown(own[each])) for each in sorted(twice)]
-                arguments[name], rest = {**own, **rest}, {}
+                if own or rest or is_all:
+                    arguments[name], rest = {**own, **rest}, {}
             elif name in rest:
                 value: Any = rest.pop(name)
                 as_tuple = parameter.kind is _STARRED and type(value) is list
                 arguments[name] = (*value,) if as_tuple else value
+            elif not is_all:
+                continue
             elif parameter.kind is _STARRED:
                 arguments[name] = ()
             elif parameter.default is not _EMPTY:
@@ -309,7 +322,7 @@ class ParameterModel:
             try:
                 require_complete(make_model(hints, [parameter.name]))
             except NameError as error:
-                problems.append(_unresolved(parameter, error))
+                problems.append(unresolved(parameter, error))
             except Exception:  # noqa: BLE001  # not a type that pydantic knows, so it can be anything
                 hints[parameter.name] = Any
         if problems:
@@ -334,20 +347,6 @@ def _is_plain(hint: Any) -> bool:
 
 def _all_of(values: Iterable[Any], kinds: frozenset[type]) -> bool:
     return all(type(value) in kinds for value in values)
-
-
-def _unresolved(parameter: inspect.Parameter, error: Exception) -> _Problem:
-    text = f"Its type hint cannot be resolved ({error}); define what it names at module level"
-    return parameter.name, text, preview(parameter.annotation)
-
-
-def _whole(hint: Any, parameter: inspect.Parameter) -> Any:
-    """The type of the value that `Binder.bind` gives for a parameter with this hint."""
-    if parameter.kind is _STARRED:
-        return cast("Any", tuple)[Any if get_origin(hint) is Unpack else hint, ...]
-    if parameter.kind is _DOUBLE_STARRED:
-        return get_args(hint)[0] if get_origin(hint) is Unpack else cast("Any", dict)[str, hint]
-    return NoneType if hint is None else hint
 
 
 # --- recording -----------------------------------------------------------------------------

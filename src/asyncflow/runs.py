@@ -47,6 +47,9 @@ class FlowRun(_Run):
     parent_task_run_id: UUID | None = None
     """The task run that stands for this one in its parent."""
     deployment_id: UUID | None = None
+    """The deployment that it is a run of."""
+    expected_start_time: datetime | None = None
+    """When a run of a deployment was to begin; aware UTC."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,7 @@ class TaskRun(_Run):
     parent_task_run_id: UUID | None = None
     """The task run whose body called it, if a task did."""
     child_flow_run_id: UUID | None = None
-    """On the task run that stands for a nested flow: that flow's run."""
+    """On the task run that stands for a nested flow, or for a run of a deployment: that flow's run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

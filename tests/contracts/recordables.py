@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 from asyncflow._backend.inline import InlineHost, drive
-from asyncflow._rows import STATE_CODES, TASK, CachedRow, RunRow
+from asyncflow._deployment_rows import ENQUEUE, NOBODY, SCHEDULE, DeploymentRow, RuleRow
+from asyncflow._rows import FLOW, STATE_CODES, TASK, CachedRow, RunRow, json_of, moved
 from asyncflow.abc import ResultStore, RunStore, Ticket
 from asyncflow.clock import SystemClock
 from asyncflow.ids import new_id
@@ -15,6 +17,7 @@ from asyncflow.states import StateType
 
 START = 1_760_000_000_000_000
 """Microseconds since 1970: when the runs of the tests begin."""
+SCHEDULED = STATE_CODES[StateType.SCHEDULED]
 
 
 def run_row(**columns: Any) -> RunRow:
@@ -91,3 +94,44 @@ def settle(store: RunStore) -> None:
     waiter = Waiter()
     store.confirm(waiter.ticket())
     assert [ticket.error for ticket in waiter.wait()] == [None]
+
+
+def deployment_row(name: str = "nightly", **columns: Any) -> DeploymentRow:
+    """The row of a deployment without a limit, but for `columns`."""
+    row = DeploymentRow(
+        id=sha256(name.encode()).digest()[:16], flow="totals", name=name, entrypoint="shop:totals", data="{}", paused=0,
+        concurrency_limit=None, collision=ENQUEUE, created=START, updated=START,
+    )  # fmt: skip
+    return row._replace(**columns)
+
+
+def rule_row(deployment: DeploymentRow, slug: str = "daily", **columns: Any) -> RuleRow:
+    """The row of a schedule of a deployment, but for `columns`."""
+    rule_id = sha256(deployment.id + repr(slug).encode()).digest()[:16]
+    return RuleRow(rule_id, deployment.id, SCHEDULE, slug, '{"cron":"@daily"}', 1, "0")._replace(**columns)
+
+
+def waiting_row(deployment: DeploymentRow, due: int = START, key: str | None = None, **columns: Any) -> RunRow:
+    """The row of a run of a deployment's that waits to be started, but for `columns`."""
+    history = json_of([[SCHEDULED, None, None, START, {"scheduled_time": due}]])
+    row = run_row(
+        kind=FLOW, function=deployment.flow, key=deployment.flow, name="calm-otter", state=SCHEDULED, started=None,
+        ended=None, run_count=0, seq=1, parameters="{}", result=None, history=history, owner=NOBODY,
+        deployment_id=deployment.id, scheduled=due, idempotency_key=key,
+    )  # fmt: skip
+    return row._replace(**columns)
+
+
+def on(row: RunRow, state: StateType, at: int, name: str | None = None) -> RunRow:
+    """`row` in its next state, as the process that runs it writes it."""
+    after = moved(row, state, at, name=name)
+    return after._replace(run_count=max(row.run_count, 1), started=row.started or at)
+
+
+def go_on(store: RunStore, run_id: bytes, state: StateType, at: int, name: str | None = None) -> RunRow:
+    """Have a run go to a state, as its owner writes it; gives its row."""
+    known = store.read_run(run_id)
+    assert known is not None
+    store.put(LiveRun(after := on(known, state, at, name), journalled=known.seq))
+    settle(store)
+    return after

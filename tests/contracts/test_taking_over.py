@@ -142,9 +142,12 @@ def test_an_outermost_flow_run_that_says_so_waits_for_being_resumed(store: RunSt
 # --- claiming --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", [FAILED, CRASHED, COMPLETED, PAUSED])
-def test_a_run_that_nobody_runs_is_claimed_once(store: RunStore, state: int) -> None:
-    row = run_row(**TOTALS, state=state, state_name="Odd", message="m", error="{}", result="1", details='{"a":1}')
+@pytest.mark.parametrize(
+    ("state", "name"),
+    [(FAILED, "Odd"), (CRASHED, "Odd"), (COMPLETED, "Odd"), (PAUSED, "Interrupted"), (PAUSED, "Suspended")],
+)
+def test_a_run_that_nobody_runs_is_claimed_once(store: RunStore, state: int, name: str) -> None:
+    row = run_row(**TOTALS, state=state, state_name=name, message="m", error="{}", result="1", details='{"a":1}')
     record(store, row)
     assert store.claim(row.id, row.seq - 1, LATER) is None
     claimed = store.claim(row.id, row.seq, LATER)
@@ -154,10 +157,24 @@ def test_a_run_that_nobody_runs_is_claimed_once(store: RunStore, state: int) -> 
     assert (claimed.state, claimed.state_name, claimed.message) == (PENDING, "Resuming", None)
     assert (claimed.seq, claimed.owner, claimed.details) == (4, store.owner, row.details)
     assert (claimed.ended, claimed.error, claimed.result) == (None, None, None)
-    assert [state.name for state in states_of(claimed)] == ["Pending", "Running", "Odd", "Resuming"]
+    assert [state.name for state in states_of(claimed)] == ["Pending", "Running", name, "Resuming"]
     assert store.claim(row.id, row.seq, LATER) is None
     assert store.claim(row.id, claimed.seq, LATER) is None  # it is open
     assert store.claim(new_id(), 1, LATER) is None
+
+
+@pytest.mark.parametrize("name", [None, "Waiting"])
+def test_a_run_that_is_held_in_its_process_is_not_claimed(store: RunStore, name: str | None) -> None:
+    row = run_row(**TOTALS, state=PAUSED, state_name=name, ended=None, owner=store.owner)
+    record(store, row)
+    assert store.claim(row.id, row.seq, LATER) is None
+    assert store.read_run(row.id) == row
+
+
+def test_only_interrupted_runs_are_read_as_such(store: RunStore) -> None:
+    rows = [run_row(**TOTALS, state=PAUSED, state_name=name, ended=None) for name in ("Suspended", "Interrupted", None)]
+    record(store, *rows)
+    assert store.read_interrupted() == [rows[1]]
 
 
 def test_all_below_a_claimed_run_belongs_to_the_claimer(store: RunStore) -> None:
@@ -362,8 +379,9 @@ def test_what_goes_on_and_what_is_a_part_of_another_is_not_deleted(store: RunSto
     assert store.delete_runs([ended[0].id]) == [ended[0].id]
 
 
-def test_what_waits_to_be_resumed_can_be_deleted_and_is_when_it_has_waited_for_long(store: RunStore) -> None:
-    waiting = tree(store, state=PAUSED, state_name="Interrupted", ended=None)[0]
+@pytest.mark.parametrize("name", ["Interrupted", "Suspended"])
+def test_what_waits_to_be_resumed_can_be_deleted_and_is_when_it_has_waited_for_long(store: RunStore, name: str) -> None:
+    waiting = tree(store, state=PAUSED, state_name=name, ended=None)[0]
     since = history_of(waiting)[-1][3]
     assert store.read_oldest(10) == []  # not to make room
     assert store.read_oldest(10, before=since) == []

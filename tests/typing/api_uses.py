@@ -16,8 +16,28 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from datetime import timedelta
 from typing import Any, TypeVar, assert_type
 
-from asyncflow import Flow, NoKey, State, Task, Transaction, flow, task, transaction
+from asyncflow import (
+    Deployment,
+    Flow,
+    FlowRun,
+    NoKey,
+    Operation,
+    State,
+    Task,
+    Transaction,
+    cancel_flow_run,
+    flow,
+    pause_flow_run,
+    receive_input,
+    run_deployment,
+    send_input,
+    serve,
+    suspend_flow_run,
+    task,
+    transaction,
+)
 from asyncflow.cache_policies import INPUTS, RUN_ID
+from asyncflow.schedules import Interval
 
 X = TypeVar("X")
 
@@ -360,3 +380,36 @@ async def resuming() -> None:
     await page_of(1, 1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     task(power, cache_policy="inputs")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     flow(power, resume="always")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+async def pausing() -> None:
+    assert_type(await pause_flow_run(wait_for_input=Client, key="client"), Client)
+    assert_type(await pause_flow_run(wait_for_input=list[int], timeout=None), list[int])
+    assert_type(suspend_flow_run(wait_for_input=int, timeout=timedelta(days=1)).result(), int)
+    assert_type(pause_flow_run(timeout=1), Operation[None])
+    assert_type(suspend_flow_run("some id"), Operation[None])
+    assert_type(await cancel_flow_run("some id", reason="late"), State[Any])
+    assert_type(cancel_flow_run("some id").result(), State[Any])
+    assert_type(await receive_input(str, key="words", timeout=60), str)
+    assert_type(receive_input(int | None).result(), Any)
+    assert_type(send_input({"any": "thing"}, "some id"), Operation[None])
+
+    pause_flow_run("some id", wait_for_input=int)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    suspend_flow_run("some id", key="k")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
+
+@flow
+async def deployed(n: int = 1) -> int:
+    return n
+
+
+async def deploying() -> None:
+    deployment = deployed.to_deployment("x", cron="0 9 * * *", interval=timedelta(hours=1), parameters={"n": 2})
+    assert_type(deployment, Deployment)
+    assert_type(await serve(deployment, limit=2), None)
+    assert_type(await deployed.serve(schedules=[Interval(60)], collision="cancel_new", limit=1), None)
+    assert_type(await run_deployment("deployed/x", timeout=timedelta(minutes=1)), FlowRun)
+    assert_type(run_deployment("deployed/x").result(), FlowRun)
+
+    deployed.to_deployment("x", collision="wait")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    deployed.to_deployment("x", schedule=60)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -43,8 +43,10 @@ def ending_of_raised(run: Run, error: BaseException) -> Ending:
     if isinstance(error, KeyboardInterrupt) and resting_name(run) is not None:
         # The only way to stop a body on its caller's thread.
         return _stopped(run, _why_cancelled(run), error)
-    if run.cause is not None and _is_only_of_cancelled_runs(error):
-        return ending_of_cause(run)  # our own word coming back: a run below was told a moment earlier
+    if _is_only_of_cancelled_runs(error) and (cause := _cause_of_tree(run)) is not None:
+        # Our own word coming back: a run below was told a moment earlier, perhaps by a thread before the loop knew.
+        run.cause = run.cause or cause
+        return ending_of_cause(run)
     # A nursery that was cancelled while a child of it failed raises both: the failure is the body's answer.
     own = run.host.without_cancellations(error)
     return ending_of_error(error if own is None else own)._replace(error=error)
@@ -70,6 +72,14 @@ def resting_name(run: Run) -> str | None:
     return None if run.services.intake.is_open else INTERRUPTED
 
 
+def _cause_of_tree(run: Run) -> Cause | None:
+    """What the run is to stop for, also where it has not been marked yet."""
+    above: Run | None = run
+    while above is not None and above.cause is None:
+        above = above.parent
+    return None if above is None else above.cause
+
+
 def _why_cancelled(run: Run) -> str:
     """The first cause that the tree knows, from the run upwards; without one it came from outside."""
     if run.cause is not None:
@@ -78,7 +88,7 @@ def _why_cancelled(run: Run) -> str:
     while above is not None:
         who = f"cancelled because its {above.spec.kind.value} run {above.display_name!r}"
         if above.cause is not None:
-            return f"{who} was cancelled"
+            return above.cause.message if above.cause.rests_as else f"{who} was cancelled"
         if above.scope is not None and above.scope.expired:
             return f"{who} exceeded its timeout of {above.spec.options.timeout_seconds:g} seconds"
         above = above.parent

@@ -92,7 +92,7 @@ async def _attempts(run: Run) -> Ending:
         if run.cause is not None and not run.run_count:  # it was submitted, and cancelled before it began
             return not_begun(run)
         _begin(run)
-        if options.on_running and (stopped := await reachably(run, partial(run_hooks, run, StateType.RUNNING))):
+        if (run.origin or options.on_running) and (stopped := await reachably(run, partial(_before_body, run))):
             return stopped
         if run.cause is not None:  # a stream that was closed before there was a scope to cancel
             return ending_of_cause(run)
@@ -133,6 +133,26 @@ def _begin(run: Run) -> None:
         if needs_identity(run):
             identify(run)
         run.begin(now)
+
+
+async def _before_body(run: Run) -> None:
+    """What lies between Running and the body, for the few that have something there."""
+    if run.origin is not None:
+        await _have_recorded(run)
+    if run.spec.options.on_running:
+        await run_hooks(run, StateType.RUNNING)
+
+
+async def _have_recorded(run: Run) -> None:
+    """Wait until it is on disk that a deployment's run has begun, however long the disk takes.
+
+    One that is not known to have begun is begun anew when its process dies: its body must not have been entered.
+    """
+    is_on_disk = False
+    while not is_on_disk:
+        is_on_disk, _, held_back = await run.host.confirm(run.services.store, run.services.settings.durability_seconds)
+        if held_back is not None:
+            raise held_back
 
 
 async def _last_word(run: Run, ending: Ending, asked: int) -> Ending | None:

@@ -19,9 +19,17 @@ from asyncflow._rules import SUSPENDED
 from asyncflow._run import Run
 from asyncflow.states import StateType
 
-__all__ = ["Pause", "begin_pause", "end_pause", "hold", "pause_of", "release", "suspend", "wait_in_pause"]
-
-_MICRO = 1_000_000
+__all__ = [
+    "Pause",
+    "answer_pause",
+    "begin_pause",
+    "end_pause",
+    "hold",
+    "pause_of",
+    "release",
+    "suspend",
+    "wait_in_pause",
+]
 
 
 # --- from outside ----------------------------------------------------------------------------
@@ -59,22 +67,38 @@ def release(run: Run) -> bool:
 class Pause:
     """One wait of a body for somebody to resume its flow run."""
 
-    __slots__ = ("accept", "answer", "gate", "is_answered", "key")
+    __slots__ = ("accept", "answer", "facts", "gate", "is_answered", "is_taken", "keep", "key")
 
-    def __init__(self, key: str, accept: Callable[[Any], Any]) -> None:
+    def __init__(self, key: str, accept: Callable[[Any], Any], keep: Callable[[Any], object] | None = None) -> None:
         self.key = key
         self.accept = accept
         """Gives the input as the body is to get it, of what came in as JSON data; raises where it does not fit."""
+        self.keep = keep
+        """Puts what came in on record, before the body gets it. Blocks."""
+        self.facts: dict[str, Any] = {}
+        """What the state of its run tells of it."""
         self.gate = Gate()
+        self.is_taken = False
+        """Whether somebody answers it, or its time is over: nobody else will."""
         self.is_answered = False
         self.answer: Any = None
+
+    def take(self) -> bool:
+        """Be the one who ends it; false when somebody else is. From any thread."""
+        with ENDING:
+            is_first, self.is_taken = not self.is_taken, True
+            return is_first
+
+    def give_back(self) -> None:
+        """The opposite: it could not be ended, and waits on."""
+        self.is_taken = False
 
     def resume(self, answer: Any) -> None:
         """Let the body go on with what `accept` gave. From any thread; the first answer counts."""
         with ENDING:
             if self.is_answered:
                 return
-            self.is_answered = True
+            self.is_answered = self.is_taken = True
             self.answer = answer
         self.gate.open()
 
@@ -82,7 +106,8 @@ class Pause:
 def begin_pause(run: Run, pause: Pause, facts: dict[str, Any]) -> None:
     """Enter a pause of a flow run's body, or of a task's in it. From any thread."""
     with ENDING:
-        run.services.pauses.setdefault(run.id, {})[pause.key] = pause
+        pause.facts = facts
+        run.services.pauses.setdefault(run.id, {})[pause] = None
         if run.status.type is StateType.RUNNING:
             run.enter(StateType.PAUSED, run.services.clock.now(), facts=facts)
 
@@ -91,18 +116,35 @@ def end_pause(run: Run, pause: Pause) -> None:
     """The body goes on, or will never: the run is Running again when it was the last of its pauses."""
     with ENDING:
         pauses = run.services.pauses.get(run.id, {})
-        pauses.pop(pause.key, None)
+        pauses.pop(pause, None)
         if not pauses:
             run.services.pauses.pop(run.id, None)
         _go_on(run)
 
 
 def pause_of(run: Run, key: str | None = None) -> Pause | None:
-    """The pause that a run is in: the one with this key, else the one it has been in the longest."""
-    pauses = run.services.pauses.get(run.id, {})
-    if key is not None:
-        return pauses.get(key)
-    return next(iter(list(pauses.values())), None)
+    """The pause that a run is in: with this key, else any; the one it has been in the longest."""
+    pauses: list[Pause] = list(run.services.pauses.get(run.id, ()))
+    return next((pause for pause in pauses if not pause.is_taken and key in (None, pause.key)), None)
+
+
+def answer_pause(run: Run, pause: Pause, given: Any) -> bool:
+    """End a pause with what came in: checked, put on record, and then given to the body. Blocks; from any thread.
+
+    False when it is over: somebody was quicker, or its time was. What `accept` raises passes, and it waits on.
+    """
+    answer = pause.accept(given)
+    if not pause.take():
+        return False
+    try:
+        if pause.keep is not None:
+            pause.keep(given)
+    except BaseException:
+        pause.give_back()
+        raise
+    pause.resume(answer)
+    end_pause(run, pause)
+    return True
 
 
 async def wait_in_pause(pause: Pause, host: Host, waiting: Run | None, seconds: float | None) -> bool:
@@ -118,9 +160,14 @@ async def wait_in_pause(pause: Pause, host: Host, waiting: Run | None, seconds: 
 
 
 def _go_on(run: Run) -> None:
-    is_free = run.id not in run.services.pauses and run.id not in run.services.held
-    if is_free and run.status.type is StateType.PAUSED and not run.is_over and run.cause is None:
-        run.enter(StateType.RUNNING, run.services.clock.now())
+    """Have the state of a paused run tell what still keeps it, or that nothing does."""
+    if run.status.type is not StateType.PAUSED or run.is_over or run.cause is not None or run.id in run.services.held:
+        return
+    now, first = run.services.clock.now(), next(iter(run.services.pauses.get(run.id, ())), None)
+    if first is None:
+        run.enter(StateType.RUNNING, now)
+    elif run.facts is not first.facts:
+        run.enter(StateType.PAUSED, now, facts=first.facts)
 
 
 # --- for good --------------------------------------------------------------------------------

@@ -115,8 +115,13 @@ async def _check_parameters(run: Run) -> None:
                 checked = True
         finally:  # also what was refused is on record
             keep_parameters(run, checked=checked)
-    if spec.options.run_name is not None:
+    if spec.options.run_name is not None and not _was_named(run):
         run.name = name_of_run(run) or run.name  # an empty one is none
+
+
+def _was_named(run: Run) -> bool:
+    """Whether whoever asked a deployment for the run gave it a name."""
+    return run.origin is not None and run.name != slug(run.id)
 
 
 async def take_places(run: Run) -> Ending | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from asyncflow._moved import MovedRun
 from asyncflow._past import Past
 from asyncflow._recorded import ENDING
 from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES, RunRow, details_of, moved, state_of
-from asyncflow._rules import Ending
+from asyncflow._rules import SUSPENDED, Ending
 from asyncflow._run import Run
 from asyncflow._services import Services
 from asyncflow._unseen import forsake
@@ -54,7 +54,13 @@ class Claimed(NamedTuple):
     children: list[RunRow]
 
 
-async def take_over(services: Services, run_id: bytes, flow: Declared | None, parameters: Mapping[str, Any]) -> Claimed:
+async def take_over(
+    services: Services,
+    run_id: bytes,
+    flow: Declared | None,
+    parameters: Mapping[str, Any],
+    before: Callable[[RunRow], object] | None = None,
+) -> Claimed:
     """`claimed`, where it blocks no loop. A caller that is cancelled meanwhile leaves the run Cancelled, not open."""
     host, taking = host_here(services.clock), _Taking(services)
     # What ended in this process a moment ago is on its way to the store.
@@ -62,7 +68,7 @@ async def take_over(services: Services, run_id: bytes, flow: Declared | None, pa
     if held_back is not None:
         raise held_back
     try:
-        return await services.ask(host, partial(taking.take, run_id, flow, parameters))
+        return await services.ask(host, partial(taking.take, run_id, flow, parameters, before))
     except BaseException:
         taking.abandon()
         raise
@@ -76,8 +82,14 @@ class _Taking:
         self._claim: Claimed | None = None
         self._is_wanted = True
 
-    def take(self, run_id: bytes, flow: Declared | None, parameters: Mapping[str, Any]) -> Claimed:
-        claim = claimed(self._services, run_id, flow, parameters)
+    def take(
+        self,
+        run_id: bytes,
+        flow: Declared | None,
+        parameters: Mapping[str, Any],
+        before: Callable[[RunRow], object] | None,
+    ) -> Claimed:
+        claim = claimed(self._services, run_id, flow, parameters, before)
         with ENDING:
             self._claim = claim
             is_wanted = self._is_wanted
@@ -97,8 +109,14 @@ class _Taking:
         finish(_run_of(self._services, claim), Ending(type=StateType.CANCELLED, message=message))
 
 
-def claimed(services: Services, run_id: bytes, flow: Declared | None, parameters: Mapping[str, Any]) -> Claimed:
-    """Take over a run to run it again. Blocks.
+def claimed(
+    services: Services,
+    run_id: bytes,
+    flow: Declared | None,
+    parameters: Mapping[str, Any],
+    before: Callable[[RunRow], object] | None = None,
+) -> Claimed:
+    """Take over a run to run it again. Blocks. `before` is called when nothing else can keep it from that.
 
     Raises `CannotResumeError` or `ParameterValidationError`; then nothing has changed.
     """
@@ -112,6 +130,8 @@ def claimed(services: Services, run_id: bytes, flow: Declared | None, parameters
     _check_name(row, flow)
     arguments = _arguments(row, flow, parameters)
     children = store.read_children(row.id)
+    if before is not None:
+        before(row)
     taken = store.claim(row.id, row.seq, _now(services))
     if taken is None:
         raise CannotResumeError(_text(row), "somebody else has just taken it", "Look at it again: it is running.")
@@ -227,8 +247,8 @@ def _run_of(services: Services, claim: Claimed) -> Run:
     run.past = Past(claim.children)
     run.tags = frozenset(orjson.loads(claim.row.tags or "[]")) | run.tags
     run.status = run.status._replace(type=StateType.PENDING, name=claim.row.state_name)
-    if claim.before.state == _FAILED:
-        run.spent = claim.row.run_count  # it had its attempts, to the end
+    if claim.before.state == _FAILED or claim.before.state_name == SUSPENDED:
+        run.spent = claim.row.run_count  # it had its attempts to the end, or ended this one by its own will
     return run
 
 
@@ -249,6 +269,8 @@ def claim_interrupted(services: Services) -> list[Claimed]:
     """Take over the runs that wait for it and whose flow is declared here to be resumed by itself. Blocks."""
     claims: list[Claimed] = []
     for row in services.store.read_interrupted():
+        if row.deployment_id is not None:
+            continue  # whoever serves its deployment takes it up; not whoever has imported its flow to ask for runs
         found = find_declared(row.function, _entrypoint(row))
         if len(found) != 1 or found[0].spec.options.resume != "auto":
             continue

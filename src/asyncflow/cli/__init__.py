@@ -1,4 +1,4 @@
-"""The command line: `asyncflow run`, `asyncflow runs`, `asyncflow gc`, `asyncflow schema`, `asyncflow version`.
+"""The command line: `asyncflow run`, `asyncflow runs`, `asyncflow serve`, `asyncflow deployments`, `asyncflow gc`, ...
 
 Its libraries come with the extra `cli`, and nothing else in asyncflow imports this package.
 """

@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from asyncflow import __version__
-from asyncflow.cli import config, runs, upkeep
+from asyncflow.cli import config, control, deployments, runs, upkeep
 from asyncflow.cli.doctor import doctor
 from asyncflow.cli.events import events
 from asyncflow.cli.home import Home, use_home
@@ -19,14 +19,18 @@ from asyncflow.cli.logs import logs
 from asyncflow.cli.output import UsageError, complain, json_text, only_data_on_stdout, write_data
 from asyncflow.cli.resume import resume
 from asyncflow.cli.run import run_flow
+from asyncflow.cli.serve import serve
 from asyncflow.cli.waits import tree
 from asyncflow.cli.watched import INTERRUPTED, Backend, Look
 from asyncflow.exceptions import (
     AsyncflowError,
+    DeploymentError,
+    DeploymentParametersError,
     EntrypointError,
     OptionError,
     ParametersTooLargeError,
     ParameterValidationError,
+    ScheduleError,
     SettingsFileError,
 )
 from asyncflow.runtime import HOME
@@ -34,7 +38,15 @@ from asyncflow.runtime import HOME
 __all__ = ["run_command"]
 
 FAILED, MISUSED = 1, 2
-_MISUSES = (EntrypointError, OptionError, ParametersTooLargeError, SettingsFileError, UsageError)
+_MISUSES = (
+    DeploymentError,
+    EntrypointError,
+    OptionError,
+    ParametersTooLargeError,
+    ScheduleError,
+    SettingsFileError,
+    UsageError,
+)
 
 app = App(
     name="asyncflow",
@@ -44,8 +56,10 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(runs.app)
-for command in (logs, resume, tree, upkeep.reap, upkeep.rm):
+for command in (logs, control.cancel, control.pause, control.suspend, resume, tree, upkeep.reap, upkeep.rm):
     runs.app.command(command)
+app.command(serve)
+app.command(deployments.app)
 app.command(events)
 app.command(upkeep.gc)
 app.command(doctor)
@@ -118,6 +132,9 @@ def run_command(words: Sequence[str]) -> int:
         return FAILED
     except CycloptsError as error:
         complain(f"{error}\nasyncflow --help lists the commands, asyncflow COMMAND --help their options")
+        return MISUSED
+    except DeploymentParametersError as error:
+        complain(f"{error}\nasyncflow deployments show {error.deployment} shows the parameters there are")
         return MISUSED
     except ParameterValidationError as error:
         complain(f"{error}\nasyncflow schema ENTRYPOINT shows the parameters there are")

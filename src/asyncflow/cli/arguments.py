@@ -11,12 +11,13 @@ from typing import Any, cast
 
 from asyncflow.cli.load import spec_of
 from asyncflow.cli.output import UsageError
+from asyncflow.cli.schemas import is_meant_as_text
 from asyncflow.exceptions import ParameterValidationError
 from asyncflow.flows import Flow
 from asyncflow.parameters import encode_parameters
 from asyncflow.settings import Settings
 
-__all__ = ["Arguments", "arguments_for"]
+__all__ = ["Arguments", "arguments_for", "given_words"]
 
 Arguments = tuple[list[Any], dict[str, Any]]
 """Positional ones and keywords of a call."""
@@ -36,6 +37,18 @@ def arguments_for(flow: Flow[..., Any], pairs: Iterable[str], file: str | None) 
     limit = Settings.load().parameters_limit
     encode_parameters(values, flow=flow.name, limit=limit)
     return _call(flow, values)
+
+
+def given_words(schema: Mapping[str, Any], pairs: Iterable[str], file: str | None) -> dict[str, Any]:
+    """The same for a flow that another process has: as JSON, by name, checked there. `schema` is of its parameters.
+
+    Raises `UsageError`.
+    """
+    texts = dict(map(_split, pairs))
+    given = {**_read(file), **{name: _value(text) for name, text in texts.items()}}
+    known = schema.get("properties", {})
+    meant = {name: texts[name] for name in texts if is_meant_as_text(given[name], known.get(name, {}), schema)}
+    return {**given, **meant}
 
 
 def _split(pair: str) -> tuple[str, str]:

@@ -4,6 +4,9 @@ The first signal interrupts the runs, which have their time for clean-ups and ca
 second does not wait for those any longer. The third leaves without recording anything. A run that
 ignores its cancellation cannot keep the process either: Python has no means to end a coroutine that
 swallows it, so the process leaves when the time for clean-ups is over.
+
+A server lets the runs that go on end first, for `drain_seconds`: there the second signal is what
+interrupts them.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -22,7 +25,7 @@ from typing import Any, Literal
 
 from asyncflow._moved import MovedRun
 from asyncflow._rows import FIRST_FINAL, moved
-from asyncflow._rules import INTERRUPTED, STOPPING
+from asyncflow._rules import INTERRUPTED, RESTING, STOPPING
 from asyncflow._services import Services
 from asyncflow._shutdown import interrupt_now
 from asyncflow.abc import Ticket
@@ -43,12 +46,21 @@ class Stopper:
     """What the signals do while a flow runs. Made and used on the main thread."""
 
     def __init__(
-        self, services: Services, run_id: Callable[[], bytes | None], leave: Callable[[str, int], None]
+        self,
+        services: Services,
+        run_ids: Callable[[], Iterable[bytes]],
+        leave: Callable[[str, int], None],
+        *,
+        drain: Callable[[], None] | None = None,
     ) -> None:
-        """`run_id` gives the outermost run. `leave(message, status)` is called last, and must not return."""
+        """`run_ids` gives the outermost runs. `leave(message, status)` is called last, and must not return.
+
+        With `drain` the first signal calls that, and the runs have the settings' `drain_seconds` to end.
+        """
         self._services = services
-        self._run_id = run_id
+        self._run_ids = run_ids
         self._leave = leave
+        self._drain = drain
         self._wishes: SimpleQueue[_Wish] = SimpleQueue()  # may be filled by a signal handler, whatever it interrupts
         self._count = 0
         self._in_loop = False
@@ -108,11 +120,16 @@ class Stopper:
             raise KeyboardInterrupt  # the only way to stop a body on its caller's own thread
 
     def _carry_out(self) -> None:
+        settings = self._services.settings
         if self._wishes.get() == "ended":
             return
+        if self._drain is not None:
+            self._drain()
+            with suppress(Empty):
+                if self._wishes.get(timeout=settings.drain_seconds) == "ended":
+                    return
         for services in HOME.every_open():
             interrupt_now(services)
-        settings = self._services.settings
         seconds = settings.grace_seconds + _MARGIN_SECONDS
         try:
             why = "it was stopped again" if self._wishes.get(timeout=seconds) == "be quick" else None
@@ -124,11 +141,12 @@ class Stopper:
             self._leave(f"{why}; what was still open is recorded as interrupted", self.status or 1)
 
     def _abandon(self, why: str) -> None:
-        store, run_id = self._services.store, self._run_id()
-        if run_id is not None:
+        store, run_ids = self._services.store, list(self._run_ids())
+        if run_ids:
             self._wait_for_the_disk()  # what began a moment ago is on its way
+        for run_id in run_ids:
             for row in reversed(store.read_tree(run_id)):
-                if row.state < FIRST_FINAL and row.state_name != INTERRUPTED:
+                if row.state < FIRST_FINAL and row.state_name not in RESTING:
                     message = f"interrupted because {STOPPING}; {why}"
                     now = int(time.time() * 1_000_000)
                     store.put(MovedRun(run_id, moved(row, StateType.PAUSED, now, name=INTERRUPTED, message=message)))

@@ -6,18 +6,16 @@ records come from `logging` directly, because a record in the store has lost its
 
 from __future__ import annotations
 
-import io
 import logging
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol, TextIO, cast
+from typing import Any, Protocol
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.text import Text
 
 from asyncflow._rows import (
@@ -31,11 +29,25 @@ from asyncflow._rows import (
 )
 from asyncflow.abc import RunStore
 from asyncflow.cli.output import clock_time, duration_between, escaped, one_line, printable
+from asyncflow.cli.screen import Screen
 from asyncflow.cli.tree import Line, Node, build_tree, counts, lay_out
 from asyncflow.exceptions import RuntimeClosedError, StoreError
 from asyncflow.states import State, StateType
 
-__all__ = ["PlainView", "TreeView", "View", "Watcher", "listen", "make_view", "state_style", "tree_line"]
+__all__ = [
+    "PlainView",
+    "TreeView",
+    "View",
+    "Watcher",
+    "can_draw",
+    "listen",
+    "log_line",
+    "make_view",
+    "plain_line",
+    "state_line",
+    "state_style",
+    "tree_line",
+]
 
 _FRAME_SECONDS = 0.1
 _SHARE_OF_TIME = 10
@@ -81,8 +93,12 @@ class View(Protocol):
 
 def make_view(console: Console, *, plain: bool) -> View:
     """A tree where it can be drawn, else plain lines."""
-    can_draw = console.is_terminal and not console.is_dumb_terminal
-    return TreeView(console) if can_draw and not plain else PlainView(console)
+    return TreeView(console) if can_draw(console) and not plain else PlainView(console)
+
+
+def can_draw(console: Console) -> bool:
+    """Whether something can be drawn in place there."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 # --- looking ---------------------------------------------------------------------------------
@@ -140,23 +156,23 @@ class Watcher:
 
 
 class _Handler(logging.Handler):
-    def __init__(self, view: View) -> None:
+    def __init__(self, log: Callable[[logging.LogRecord, str], None]) -> None:
         super().__init__()
-        self._view = view
+        self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._view.log(record, _text_of(record))
+            self._log(record, _text_of(record))
         except Exception:  # noqa: BLE001  # as every handler does: a log line must not stop the program
             self.handleError(record)
 
 
-def listen(view: View) -> None:
-    """Show log records, unless the program has set up a way to do so itself."""
+def listen(log: Callable[[logging.LogRecord, str], None]) -> None:
+    """Have `log` called with log records and their texts, unless the program has set up a way to show them itself."""
     logging.getLogger("asyncflow").setLevel(logging.INFO)
     root = logging.getLogger()
     if not root.handlers:
-        root.addHandler(_Handler(view))
+        root.addHandler(_Handler(log))
     handler: Any
     for handler in root.handlers:
         if getattr(handler, "stream", None) in (sys.__stderr__, sys.__stdout__):
@@ -171,15 +187,13 @@ def _text_of(record: logging.LogRecord) -> str:
     return text + "".join(f"\n    {escaped(line)}" for line in below.split("\n") if line)
 
 
-def _log_line(record: logging.LogRecord, text: str) -> Text:
+def log_line(record: logging.LogRecord, text: str) -> Text:
     style = "bold red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else "blue"
     source = getattr(record, "run_name", None) or record.name
-    return _plain_line(
-        int(record.created * _MICRO), record.levelname.title(), style, f"{one_line(str(source))}: {text}"
-    )
+    return plain_line(int(record.created * _MICRO), record.levelname.title(), style, f"{one_line(str(source))}: {text}")
 
 
-def _plain_line(at: int, what: str, style: str, text: str) -> Text:
+def plain_line(at: int, what: str, style: str, text: str) -> Text:
     return Text.assemble((clock_time(at), "dim"), "  ", (f"{what:<13}", style), " ", printable(text))
 
 
@@ -206,7 +220,7 @@ class PlainView:
 
     def log(self, record: logging.LogRecord, text: str) -> None:
         """Keep it until its turn."""
-        self._logged.append((int(record.created * _MICRO), _log_line(record, text)))
+        self._logged.append((int(record.created * _MICRO), log_line(record, text)))
 
     def show(self, rows: Sequence[RunRow]) -> None:
         """Print what is new and no longer held back."""
@@ -232,7 +246,7 @@ class PlainView:
                 self._seen[row.id] = row.seq
                 if row.kind == FLOW or row.history is not None or row.state >= _FIRST_BAD:
                     told = [state for state in states_of(row)[seen:] if _is_told(row, state)]
-                    lines = [(microseconds(state.timestamp), _state_line(row, state)) for state in told]
+                    lines = [(microseconds(state.timestamp), state_line(row, state)) for state in told]
                     self._waiting += [line for line in lines if line[0] >= self._since]
 
     def _print(self, before: int | None) -> None:
@@ -250,90 +264,44 @@ def _is_told(row: RunRow, state: State[object]) -> bool:
     return row.kind == FLOW and (state.is_running() or state.is_final())
 
 
-def _state_line(row: RunRow, state: State[object]) -> Text:
+def state_line(row: RunRow, state: State[object], label: str | None = None) -> Text:
+    """A state of a run on one line; `label` is what it is a run of, where that is not its function."""
     kind, name = (
         ("flow", row.name or row.function)
         if row.kind == FLOW
         else ("task", row.name or default_task_run_name(row.function, row.id))
     )
-    text = f"{kind} {one_line(row.function)} {one_line(name)}"
+    text = f"{label or f'{kind} {one_line(row.function)}'} {one_line(name)}"
     if state.is_final() and row.started is not None:
         text += f" in {duration_between(row.started, row.ended or microseconds(state.timestamp))}"
     if state.message and not state.is_completed():
         text += f": {one_line(state.message)}"
-    return _plain_line(microseconds(state.timestamp), state.name, state_style(state.type)[1], text)
+    return plain_line(microseconds(state.timestamp), state.name, state_style(state.type)[1], text)
 
 
 # --- the tree --------------------------------------------------------------------------------
 
 
-class _Lines(io.TextIOBase):
-    """Takes the place of a standard stream: whole lines wait in `lines` until they are drawn."""
-
-    def __init__(self, stream: TextIO, lines: deque[Text]) -> None:
-        self._stream = stream
-        self._lines = lines
-        self._lock = threading.Lock()
-        self._rest = ""
-
-    def write(self, text: str) -> int:
-        with self._lock:
-            *whole, self._rest = (self._rest + text).split("\n")
-            self._lines.extend(map(Text.from_ansi, whole))
-        return len(text)
-
-    def finish(self) -> None:
-        """Let go of a last line without an end."""
-        if self._rest:
-            self.write("\n")
-
-    def writable(self) -> bool:
-        return True
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-
 class TreeView:
-    """The tree of runs, drawn in place; log records and prints go above it.
-
-    They wait for the next drawing. rich would draw at once, on whatever thread prints: two at a
-    time garble the tree, and each takes milliseconds, on the event loop's thread.
-    """
+    """The tree of runs, drawn in place; log records and prints go above it."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live = Live(
-            console=console, auto_refresh=False, vertical_overflow="crop", redirect_stdout=False, redirect_stderr=False
-        )
+        self._screen = Screen(console)
         self._last: Sequence[RunRow] = ()
-        self._above: deque[Text] = deque()
-        self._streams: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)
-        self._writers = [_Lines(stream, self._above) for stream in self._streams]
 
     def start(self) -> None:
         """Begin drawing."""
-        sys.stdout, sys.stderr = cast("list[TextIO]", self._writers)
-        self._live.start()
+        self._screen.start()
 
     def log(self, record: logging.LogRecord, text: str) -> None:
         """Keep it for the next drawing."""
-        self._above.append(_log_line(record, text))
+        self._screen.say(log_line(record, text))
 
     def show(self, rows: Sequence[RunRow]) -> None:
         """Draw the tree as it is now, below what was printed since the last time."""
-        above: list[Text] = []
-        while self._above:
-            above.append(self._above.popleft())
-        if above:
-            self._console.print(Text("\n").join(above), soft_wrap=True)
         self._last = rows or self._last
         root = build_tree(self._last)
-        if root is not None:
-            self._live.update(self._drawn(root, self._last), refresh=True)
+        self._screen.draw(() if root is None else self._lines(root, self._last))
 
     def abandon(self) -> None:
         """Draw what there is, and stop."""
@@ -341,15 +309,13 @@ class TreeView:
 
     def close(self, rows: Sequence[RunRow]) -> None:
         """Draw it for the last time, and leave it standing."""
-        sys.stdout, sys.stderr = self._streams
-        for writer in self._writers:
-            writer.finish()
+        self._screen.let_go()
         self.show(rows)
-        self._live.stop()
+        self._screen.stop()
 
-    def _drawn(self, root: Node, rows: Sequence[RunRow]) -> Group:
-        lines = lay_out(root, int(time.time() * _MICRO), self._console.height - 2)
-        return Group(*map(tree_line, lines), Text(counts(rows), "dim", no_wrap=True, overflow="ellipsis"))
+    def _lines(self, root: Node, rows: Sequence[RunRow]) -> list[Text]:
+        lines = lay_out(root, int(time.time() * _MICRO), self._screen.height - 2)
+        return [*map(tree_line, lines), Text(counts(rows), "dim", no_wrap=True, overflow="ellipsis")]
 
 
 def tree_line(line: Line) -> Text:

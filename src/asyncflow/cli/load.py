@@ -6,17 +6,19 @@ import importlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 from asyncflow._entrypoints import LOADED_FILE
 from asyncflow._specs import Spec
+from asyncflow.deployments import Deployment
 from asyncflow.exceptions import AsyncflowError, EntrypointError
 from asyncflow.flows import Flow
 from asyncflow.tasks import Task
 
-__all__ = ["LoadError", "load_flow", "spec_of"]
+__all__ = ["LoadError", "load_flow", "load_served", "spec_of", "stem_of"]
 
 
 class LoadError(AsyncflowError):
@@ -34,15 +36,51 @@ def load_flow(entrypoint: str) -> Flow[..., Any]:
     Raises `EntrypointError` when there is no such file, module or flow, and `LoadError` when the
     import raised.
     """
+    target, name, module = _imported(entrypoint)
+    return _choose(entrypoint, target, module, name)
+
+
+def load_served(entrypoint: str) -> Flow[..., Any] | list[Deployment]:
+    """What `asyncflow serve` is to serve: a flow, or the deployments that a file or module makes.
+
+    Without a name those that stand in it; where there are none, its flow. Raises as `load_flow` does.
+    """
+    target, name, module = _imported(entrypoint)
+    made = _deployments_of(module)
+    if name is None:
+        return made or _choose(entrypoint, target, module, name)
+    found: Any = getattr(module, name, None)
+    if isinstance(found, Deployment):
+        return [found]
+    return _choose(entrypoint, target, module, name)
+
+
+def _deployments_of(module: ModuleType) -> list[Deployment]:
+    """The deployments among the module's names, also in its lists and tuples, each once."""
+    found: list[Deployment] = []
+    for value in vars(module).values():
+        several = cast("Iterable[object]", value) if isinstance(value, list | tuple) else (value,)
+        for each in several:
+            if isinstance(each, Deployment) and not any(each is other for other in found):
+                found.append(each)
+    return found
+
+
+def _imported(entrypoint: str) -> tuple[str, str | None, ModuleType]:
+    """The file or module of an entrypoint, the name in it, and the module it is now."""
     target, name = _split(entrypoint)
     if not target:
         raise EntrypointError(entrypoint, "write it as path/to/file.py:flow or package.module:flow")
     path = Path(target)
     if path.suffix == ".py" or len(path.parts) > 1 or path.is_dir():
-        module = _import_file(entrypoint, path)
-    else:
-        module = _import_module(entrypoint, target)
-    return _choose(entrypoint, target, module, name)
+        return target, name, _import_file(entrypoint, path)
+    return target, name, _import_module(entrypoint, target)
+
+
+def stem_of(entrypoint: str) -> str:
+    """What the file or module is called: of several flows in it, the one of that name is what it is about."""
+    target, _ = _split(entrypoint)
+    return Path(target).stem if target.endswith(".py") else target.rpartition(".")[2]
 
 
 def spec_of(flow: Flow[..., Any]) -> Spec:
@@ -131,8 +169,9 @@ def _choose(entrypoint: str, target: str, module: ModuleType, name: str | None) 
     flows = _flows_of(module)
     listed = [f"{target}:{each}" for each in flows]
     if name is None:
-        if len(flows) == 1:
-            return next(iter(flows.values()))
+        main = next(iter(flows)) if len(flows) == 1 else stem_of(target)
+        if main in flows:
+            return flows[main]
         problem = "it has several flows, name one of them:" if flows else "it has no flow; declare one with @flow"
         raise EntrypointError(entrypoint, problem, flows=listed)
     found: Any = getattr(module, name, None)

@@ -109,10 +109,7 @@ def printable(text: str) -> str:
     """`text` without what could control a terminal; line breaks and tabs stay."""
     if text.isprintable():
         return text
-    return "".join(
-        each if each.isprintable() or each == "\n" or each in _HARMLESS else "\ufffd"
-        for each in text
-    )
+    return "".join(each if each.isprintable() or each == "\n" or each in _HARMLESS else "\ufffd" for each in text)
 
 
 def escaped(text: str) -> str:

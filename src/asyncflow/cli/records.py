@@ -16,7 +16,17 @@ from asyncflow.states import State
 
 __all__ = ["event_json", "log_json", "run_json", "show_json"]
 
-_FLOW_FIELDS = ("flow_name", "flow_version", "parameters", "parent_flow_run_id", "parent_task_run_id", "deployment_id")
+_FLOW_FIELDS = (
+    "flow_name",
+    "flow_version",
+    "parameters",
+    "parent_flow_run_id",
+    "parent_task_run_id",
+    "deployment_id",
+    "expected_start_time",
+)
+_WAIT_FIELDS = ("scheduled_time", "pause_key", "pause_timeout", "input_schema")
+"""What is told of a state where it has it."""
 _TASK_FIELDS = ("task_name", "task_key", "flow_run_id", "parent_task_run_id", "child_flow_run_id")
 
 
@@ -36,12 +46,14 @@ def run_json(run: FlowRun | TaskRun) -> dict[str, Any]:
 
 
 def state_json(state: State[Any]) -> dict[str, Any]:
-    """A state, without what it refers to."""
+    """A state, without the runs that it refers to."""
+    details = {name: _plain(getattr(state.state_details, name)) for name in _WAIT_FIELDS}
     return {
         "type": state.type.value,
         "name": state.name,
         "message": state.message,
         "timestamp": state.timestamp.isoformat(),
+        **{name: value for name, value in details.items() if value is not None},
     }
 
 

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Annotated
 
 from cyclopts import App, Parameter
-from rich.table import Table
-from rich.text import Text
 
 from asyncflow._backend.inline import drive
-from asyncflow._rows import FLOW, TASK, RunRow, flow_run_of, microseconds, task_run_of
-from asyncflow.abc import RunQuery
+from asyncflow._rows import FLOW, TASK, RunRow, flow_run_of, task_run_of
+from asyncflow._waiting_runs import find_deployment, full_name
+from asyncflow.abc import RunQuery, RunStore
 from asyncflow.cli.home import Home, open_recorded, row_of
-from asyncflow.cli.live import state_style
-from asyncflow.cli.output import (
-    UsageError,
-    age,
-    duration_between,
-    json_text,
-    one_line,
-    table_console,
-    write_data,
-)
+from asyncflow.cli.output import UsageError, json_text, table_console, write_data
 from asyncflow.cli.records import run_json, show_json
+from asyncflow.cli.run_table import print_runs
 from asyncflow.cli.show import print_run
 from asyncflow.cli.words import AsJSON, RunId, count_of, id_of, moment_of, states_of
 from asyncflow.client import get_client
@@ -34,8 +23,6 @@ __all__ = ["app"]
 
 app = App(name="runs", help="List runs, look at what was recorded of them, resume and delete them.")
 
-_ROOM_FOR_NAMES = 100
-
 
 @app.command
 def ls(
@@ -44,6 +31,7 @@ def ls(
         list[str] | None, Parameter(help="Only runs in this state, such as failed. Can be repeated.", negative="")
     ] = None,
     flow: Annotated[str | None, Parameter(help="Only runs of this flow.")] = None,
+    deployment: Annotated[str | None, Parameter(help="Only runs of this deployment, flow/name.")] = None,
     task: Annotated[str | None, Parameter(help="Task runs, of this task.")] = None,
     tasks: Annotated[bool, Parameter(help="Task runs instead of flow runs.", negative="")] = False,
     name: Annotated[str | None, Parameter(help="Only runs of this name.")] = None,
@@ -62,22 +50,24 @@ def ls(
     """List runs, newest first: flow runs, or with --tasks task runs."""
     if task is not None and flow is not None:
         raise UsageError("--flow lists flow runs and --task lists task runs; give one of them")
+    services = open_recorded(home)
     query = RunQuery(
         kinds=frozenset({TASK} if tasks or task is not None else {FLOW}),
         states=states_of(state),
         name=name,
         function=task if task is not None else flow,
         tags=frozenset(tag) if tag else None,
+        deployment_id=None if deployment is None else find_deployment(services.store, deployment).id,
         flow_run_id=None if within is None else id_of(within),
         since=moment_of("--since", since),
         limit=count_of("--limit", limit),
         offset=count_of("--offset", offset),
     )
-    rows = open_recorded(home).store.read_runs(query)
+    rows = services.store.read_runs(query)
     if json:
         write_data(json_text([run_json(flow_run_of(row) if row.kind == FLOW else task_run_of(row)) for row in rows]))
     else:
-        _print_table(rows)
+        print_runs(table_console(), rows)
     return 0
 
 
@@ -92,8 +82,14 @@ def show(run_id: RunId, /, *, json: AsJSON = False, home: Home = None) -> int:
     if json:
         write_data(json_text(show_json(rows, states)))
     else:
-        print_run(table_console(), rows, states)
+        print_run(table_console(), rows, states, _deployment_of(services.store, rows[0]))
     return 0
+
+
+def _deployment_of(store: RunStore, row: RunRow) -> str | None:
+    """The name of the deployment that it is a run of, if that is still there."""
+    found = [] if row.deployment_id is None else store.read_deployments(ids=[row.deployment_id])
+    return full_name(found[0]) if found else None
 
 
 @app.command
@@ -103,30 +99,3 @@ def result(run_id: RunId, /, *, home: Home = None) -> int:
     row_of(services, run_id)
     write_data(json_text(drive(get_client().read_result(run_id))))
     return 0
-
-
-# --- the table -------------------------------------------------------------------------------
-
-
-def _print_table(rows: Sequence[RunRow]) -> None:
-    console = table_console()
-    if not rows:
-        console.print("no runs")
-        return
-    has_names = console.width >= _ROOM_FOR_NAMES  # ids are for copying, so they are what stays whole
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("ID", no_wrap=True, min_width=36)
-    table.add_column("STATE", no_wrap=True, min_width=11)
-    for title in ("FLOW" if rows[0].kind == FLOW else "TASK", *(["NAME"] if has_names else [])):
-        table.add_column(title, overflow="ellipsis", no_wrap=True)
-    table.add_column("AGE", no_wrap=True, justify="right", min_width=3)
-    table.add_column("TOOK", no_wrap=True, justify="right", min_width=6)
-    now = microseconds(datetime.now(UTC))
-    for row in rows:
-        run = flow_run_of(row) if row.kind == FLOW else task_run_of(row)
-        mark, style = state_style(run.state.type)
-        names = [one_line(row.function), *([one_line(run.name)] if has_names else [])]
-        took = "" if row.started is None else duration_between(row.started, row.ended or now)
-        state = Text(f"{mark} {one_line(run.state.name)}", style)
-        table.add_row(str(run.id), state, *names, age(row.created, now), took)
-    console.print(table)

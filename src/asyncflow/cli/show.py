@@ -6,27 +6,34 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
+from uuid import UUID
 
 from rich.console import Console
 from rich.text import Text
 
-from asyncflow._rows import FLOW, STAND_IN, RunRow, flow_run_of, task_run_of
+from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, RunRow, flow_run_of, moment, task_run_of
 from asyncflow.cli.live import state_style, tree_line
 from asyncflow.cli.output import duration_between, one_line, printable
+from asyncflow.cli.run_table import due_words
+from asyncflow.cli.schemas import schema_lines, type_words
 from asyncflow.cli.tree import build_tree, counts, lay_out
 from asyncflow.runs import FlowRun
-from asyncflow.states import State
+from asyncflow.states import State, StateType
 
 __all__ = ["print_run"]
 
+_SCHEDULED = STATE_CODES[StateType.SCHEDULED]
 _MOST_LINES = 60
 _LONGEST_RESULT = 2_000
 
 
-def print_run(console: Console, rows: Sequence[RunRow], states: Sequence[State[Any]]) -> None:
-    """Print the first of `rows`, which is followed by everything below it."""
+def print_run(
+    console: Console, rows: Sequence[RunRow], states: Sequence[State[Any]], deployment: str | None = None
+) -> None:
+    """Print the first of `rows`, which is followed by everything below it. `deployment` is the name of its own."""
     row = rows[0]
-    for line in [*_facts(row), *_states(row, states), *_tree(rows), *_parameters(row), *_error(row), *_result(row)]:
+    head = [*_facts(row, deployment), *_waits_for(states[-1], row)]
+    for line in [*head, *_states(row, states), *_tree(rows), *_parameters(row), *_error(row), *_result(row)]:
         console.print(line, soft_wrap=True)
 
 
@@ -34,7 +41,7 @@ def _title(text: str) -> Text:
     return Text(f"\n{text}", "bold")
 
 
-def _facts(row: RunRow) -> Iterator[Text]:
+def _facts(row: RunRow, deployment: str | None) -> Iterator[Text]:
     run = flow_run_of(row) if row.kind == FLOW else task_run_of(row)
     mark, style = state_style(run.state.type)
     kind = "flow run" if row.kind == FLOW else "task run"
@@ -50,6 +57,7 @@ def _facts(row: RunRow) -> Iterator[Text]:
         facts.append(("tags", ", ".join(run.tags)))
     if isinstance(run, FlowRun):
         facts += [("version", run.flow_version), ("called by flow run", run.parent_flow_run_id)]
+        facts += [("deployment", deployment or run.deployment_id), ("due", _due(row)), ("key", row.idempotency_key)]
     else:
         facts += [
             ("in flow run", run.flow_run_id),
@@ -57,6 +65,38 @@ def _facts(row: RunRow) -> Iterator[Text]:
             ("stands for flow run", run.child_flow_run_id),
         ]
     yield from (Text(f"  {name}: {printable(str(value))}") for name, value in facts if value is not None)
+
+
+def _due(row: RunRow) -> str | None:
+    """When it was to begin, and how much later it did."""
+    if row.scheduled is None:
+        return None
+    words = f"{moment(row.scheduled).astimezone():%Y-%m-%d %H:%M:%S}"
+    if row.started is not None and row.run_count <= 1:
+        return f"{words}, begun {duration_between(row.scheduled, max(row.started, row.scheduled))} later"
+    if row.state == _SCHEDULED:
+        return f"{words}, {due_words(row.scheduled, time.time_ns() // 1000)}"
+    return words
+
+
+def _waits_for(state: State[Any], row: RunRow) -> Iterator[Text]:
+    """What a paused run needs to go on, and the command that gives it."""
+    if not state.is_paused() or row.kind != FLOW:
+        return
+    details, run_id = state.state_details, UUID(bytes=row.id)
+    yield _title("Waits for")
+    words = f"  asyncflow runs resume {run_id}"
+    if details.pause_key is not None:
+        yield Text(f"  its pause {details.pause_key!r} to be answered")
+    if details.input_schema is not None:
+        yield Text(f"  an input: {one_line(type_words(details.input_schema))}")
+        for name, kind, default in schema_lines(details.input_schema, {}):
+            yield Text(f"    {one_line(name)}: {one_line(kind)}{f' = {default}' if default else ''}")
+        words += " --input JSON"
+    if details.pause_timeout is not None:
+        until = details.pause_timeout.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        yield Text(f"  until {until}")
+    yield Text(words, "bold")
 
 
 def _states(row: RunRow, states: Sequence[State[Any]]) -> Iterator[Text]:

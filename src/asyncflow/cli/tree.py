@@ -219,9 +219,7 @@ def _entry(node: Node, detail: _Detail, now: int) -> _Entry:
 
 
 def _group_line(rows: Sequence[RunRow], note: str) -> Line:
-    return Line(
-        "", STATE_TYPES[rows[0].state], f"{one_line(rows[0].function)} \u00d7 {len(rows):,}", "", note
-    )
+    return Line("", STATE_TYPES[rows[0].state], f"{one_line(rows[0].function)} \u00d7 {len(rows):,}", "", note)
 
 
 def _line(guide: str, node: Node, now: int) -> Line:

@@ -105,6 +105,7 @@ def _ask(services: Services, run_id: str | None) -> list[_Owner]:
         complain(f"the processes cannot be asked: {error}")
         return []
     try:
+        store.ring(owners)
         off = {number for number in owners if request.is_off(number)}
         answers = _await(request, owners.keys() - off, is_one_enough=run_id is not None)
     finally:

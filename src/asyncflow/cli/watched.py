@@ -37,7 +37,7 @@ from asyncflow.runtime import HOME
 from asyncflow.serializers import encode
 from asyncflow.states import State
 
-__all__ = ["INTERRUPTED", "Backend", "Look", "Loop", "call_watched"]
+__all__ = ["COMPLETED", "INTERRUPTED", "NOT_COMPLETED", "Backend", "Look", "Loop", "call_watched"]
 
 Backend = Literal["asyncio", "trio"]
 Loop = Callable[[Callable[[], Awaitable[Any]]], Any]
@@ -104,12 +104,12 @@ def _watched(
 ) -> tuple[_Outcome, bytes | None, Stopper]:
     """Call the flow and show how it goes; gives what became of it, the id of its run, and what stopped it."""
     watcher = Watcher(services.store, view)
-    stopper = Stopper(services, lambda: watcher.run_id, partial(_leave, watcher))
+    stopper = Stopper(services, lambda: () if watcher.run_id is None else (watcher.run_id,), partial(_leave, watcher))
     outcome = _Outcome()
     watcher.start()
     try:
         with stopper.answering():
-            listen(view)
+            listen(view.log)
             outcome.value = call(_announced(flow, watcher.follow), partial(_in_loop, backend, stopper))
     except BaseException as error:  # noqa: BLE001  # whatever it is, it is told and gives the exit status
         outcome.error = error

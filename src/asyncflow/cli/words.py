@@ -18,7 +18,7 @@ from asyncflow.exceptions import RunNotFoundError
 from asyncflow.ids import parse_id
 from asyncflow.states import StateType
 
-__all__ = ["AsJSON", "RunId", "bytes_of", "count_of", "id_of", "length_of", "moment_of", "states_of"]
+__all__ = ["AsJSON", "RunId", "bytes_of", "count_of", "id_of", "length_of", "moment_of", "states_of", "time_of"]
 
 RunId = Annotated[str, Parameter(help="The id of a flow run or a task run.")]
 AsJSON = Annotated[bool, Parameter(name="--json", help="One JSON document.", negative="")]
@@ -63,6 +63,18 @@ def moment_of(option: str, text: str | None) -> int | None:
         return microseconds(datetime.now(UTC) - ago if ago is not None else datetime.fromisoformat(text).astimezone())
     except (ValueError, OverflowError):
         raise UsageError(f"{option} {text!r}: write a date, a date and time, or 90s, 15m, 2h, 7d") from None
+
+
+def time_of(option: str, text: str | None) -> datetime | None:
+    """`2024-01-31T12:00`, local unless it names a zone; an aware time."""
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"{option} {text!r}: write a date and time, such as 2024-01-31T12:00 or 2024-01-31T12:00Z"
+        ) from None
 
 
 def length_of(option: str, text: str | None) -> int | None:

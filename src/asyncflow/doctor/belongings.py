@@ -18,6 +18,7 @@ from asyncflow.stores._locks import can_be_locked
 __all__ = ["check_locks", "check_permissions"]
 
 LOCKS = "locks"
+_LIVE = "live"
 _DATABASE = ("asyncflow.db", "asyncflow.db-wal", "asyncflow.db-shm")
 _LOCK = re.compile(r"([0-9a-f]{32}|key-[0-9a-f]{64})\.(lock|new)")
 _BEING_MADE_SECONDS = 60
@@ -51,10 +52,10 @@ def check_permissions(report: Report, home: Path, *, repair: bool) -> None:
 def _belongings(home: Path) -> Iterator[Path]:
     """Every file and folder of ours, without following links."""
     names = {path.name for path in home.iterdir()}
-    if names <= {*_DATABASE, RESULTS, LOCKS}:
+    if names <= {*_DATABASE, RESULTS, LOCKS, _LIVE}:
         yield home
     yield from (home / name for name in _DATABASE if name in names)
-    for top in (RESULTS, LOCKS):
+    for top in (RESULTS, LOCKS, _LIVE):
         if top in names:
             yield home / top
         for folder, folders, files in os.walk(home / top, followlinks=False):

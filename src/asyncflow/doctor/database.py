@@ -8,6 +8,7 @@ from asyncflow._rows import ACTIVE, FIRST_FINAL, INTERRUPTED, STATE_CODES
 from asyncflow.doctor.records import Owner, Records
 from asyncflow.doctor.report import Report, counted
 from asyncflow.states import StateType
+from asyncflow.stores._queries import ENQUEUED, WAITS
 from asyncflow.stores._schema import APPLICATION_ID, VERSION
 
 __all__ = ["RESCUE", "check_database", "check_left_behind"]
@@ -20,7 +21,8 @@ RESCUE = (
     "stop what uses it and take it from a backup; or `sqlite3 asyncflow.db .recover | sqlite3 new.db` saves what can "
     "be read. The files under results/ do not need it"
 )
-_WAITS = f"(state = {_PAUSED} AND state_name IS 'Interrupted')"
+_INTERRUPTED = f"(state = {_PAUSED} AND state_name IS 'Interrupted')"
+_NOBODYS = f"({WAITS} OR {ENQUEUED})"
 
 
 def check_database(records: Records, report: Report) -> bool:
@@ -86,7 +88,7 @@ def check_left_behind(records: Records, report: Report, home: Path) -> set[int]:
     alive = {owner.id for owner in living}
     report.facts["processes"] = [f"pid {owner.pid} on {owner.host}" for owner in living]
     _orphans(records, report, owners, alive)
-    waiting = int(records.value(f"SELECT count(*) FROM run WHERE state < {FIRST_FINAL} AND {_WAITS}"))
+    waiting = int(records.value(f"SELECT count(*) FROM run WHERE state < {FIRST_FINAL} AND {_INTERRUPTED}"))
     if waiting:
         runs = counted(waiting, "interrupted flow run waits", "interrupted flow runs wait")
         report.note("interrupted-runs", f"{runs} to be resumed", "`asyncflow runs resume ID`")
@@ -95,7 +97,9 @@ def check_left_behind(records: Records, report: Report, home: Path) -> set[int]:
 
 
 def _orphans(records: Records, report: Report, owners: list[Owner], alive: set[int]) -> None:
-    rows = records.rows(f"SELECT owner, count(*) FROM run WHERE state < {FIRST_FINAL} AND NOT {_WAITS} GROUP BY owner")
+    rows = records.rows(
+        f"SELECT owner, count(*) FROM run WHERE state < {FIRST_FINAL} AND NOT {_NOBODYS} GROUP BY owner"
+    )
     known = {owner.id: owner for owner in owners}
     dead = {owner: number for owner, number in rows if owner not in alive}
     if dead:

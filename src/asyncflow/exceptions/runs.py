@@ -145,12 +145,13 @@ class CannotCancelNestedRunError(AsyncflowError):
 
 
 class RunElsewhereError(AsyncflowError):
-    """A run goes on, but not in this process."""
+    """A run goes on, but not in this process, and the one it goes on in could not be asked."""
 
-    def __init__(self, run_id: object, state: Any) -> None:
+    def __init__(self, run_id: object, state: Any, why: str) -> None:
         self.run_id: str = str(run_id)
         self.state = state
-        super().__init__(f"run {self.run_id} is {state}, and not in this process: cancel it in the process it runs in")
+        self.why = why
+        super().__init__(f"run {self.run_id} is {state}, and not in this process: {why}")
 
 
 class CannotDeleteRunError(AsyncflowError):

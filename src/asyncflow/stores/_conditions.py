@@ -21,6 +21,7 @@ def fits(row: RunRow, query: RunQuery) -> bool:
         and query.function in (None, row.function)
         and query.flow_run_id in (None, row.flow_run_id)
         and query.parent_id in (None, row.parent_id)
+        and query.deployment_id in (None, row.deployment_id)
         and (query.since is None or row.created >= query.since)
         and (query.until is None or row.created < query.until)
         and (query.tags is None or query.tags <= set(orjson.loads(row.tags or "[]")))

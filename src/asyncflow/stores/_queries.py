@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from asyncflow._deployment_rows import NOBODY
 from asyncflow._rows import (
     ACTIVE,
     FIRST_FINAL,
@@ -21,14 +22,15 @@ from asyncflow._rows import (
     RunRow,
     TransactionRow,
 )
+from asyncflow._rules import INTERRUPTED, RESTING
 from asyncflow.abc import LogQuery, RunQuery
-from asyncflow.stores._orphans import INTERRUPTED, PAUSED
+from asyncflow.stores._orphans import PAUSED, SCHEDULED
 
 if TYPE_CHECKING:
     import sqlite3
 
 __all__ = [
-    "CACHED", "COUNT_OUTERMOST", "OWNERS", "PROCESSES", "READ_CACHED", "READ_CHILDREN", "READ_INTERRUPTED",
+    "CACHED", "COUNT_OUTERMOST", "ENQUEUED", "OWNERS", "PROCESSES", "READ_CACHED", "READ_CHILDREN", "READ_INTERRUPTED",
     "READ_ITEMS", "READ_RUN", "READ_TREE", "RUN", "TRANSACTION", "WAITS", "logs", "number", "oldest", "runs",
     "transactions",
 ]  # fmt: skip
@@ -46,8 +48,10 @@ READ_ITEMS = f"SELECT {', '.join(ItemRow._fields)} FROM item WHERE run_id = ? AN
 _NAME = "ifnull(name, function || '-' || lower(substr(hex(id), -3))) = ?"
 
 PROCESSES = "SELECT id, lock, pid, host, boot, born FROM process"
+ENQUEUED = f"run.owner = {NOBODY} AND run.state = {SCHEDULED} AND run.deployment_id IS NOT NULL"
+"""`_orphans.is_enqueued`."""
 OWNERS = f"""
-SELECT DISTINCT owner FROM run WHERE state < {FIRST_FINAL}
+SELECT DISTINCT owner FROM run WHERE state < {FIRST_FINAL} AND NOT ({ENQUEUED})
 UNION
 SELECT owner FROM txn WHERE state = {ACTIVE}"""
 
@@ -60,16 +64,21 @@ SELECT {RUN} FROM run AS stand JOIN run ON run.parent_id = stand.id
 WHERE stand.parent_id = ? AND stand.kind = {STAND_IN}
 ORDER BY id"""
 
-WAITS = f"run.state = {PAUSED} AND run.state_name IS '{INTERRUPTED}'"
+_RESTING = ", ".join(f"'{name}'" for name in sorted(RESTING))
+WAITS = f"run.state = {PAUSED} AND ifnull(run.state_name, '') IN ({_RESTING})"
 """`_orphans.waits`, as a condition that is never null."""
 
 READ_INTERRUPTED = f"""
 SELECT {RUN} FROM run
-WHERE state < {FIRST_FINAL} AND {WAITS}
+WHERE state < {FIRST_FINAL} AND state = {PAUSED} AND state_name = '{INTERRUPTED}'
     AND kind = {FLOW} AND parent_id IS NULL
 ORDER BY id"""
 
-COUNT_OUTERMOST = "SELECT count(*) FROM run WHERE parent_id IS NULL"
+# The plus: else the few that wait would be looked for among all outermost ones.
+COUNT_OUTERMOST = f"""
+SELECT (SELECT count(*) FROM run WHERE parent_id IS NULL)
+    - (SELECT count(*) FROM run
+        WHERE deployment_id IS NOT NULL AND state < {FIRST_FINAL} AND {ENQUEUED} AND +parent_id IS NULL)"""
 
 READ_CACHED = f"SELECT {CACHED} FROM cache WHERE key = ?"
 
@@ -98,6 +107,7 @@ def runs(query: RunQuery) -> Query:
     for column, wanted in (
         ("flow_run_id = ?", query.flow_run_id),
         ("parent_id = ?", query.parent_id),
+        ("deployment_id = ?", query.deployment_id),
         (_NAME, query.name),
         ("function = ?", query.function),
         ("created >= ?", query.since),

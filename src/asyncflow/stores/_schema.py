@@ -62,7 +62,8 @@ CREATE VIEW flow_runs AS SELECT
     {_text_id("id")} AS id, name, function AS flow_name, json_extract(details, '$.version') AS flow_version,
     {_NEWEST}, {_TIMES}, parameters, result, result_file, error,
     coalesce(json_extract(details, '$.parent_flow_run_id'), {_text_id("flow_run_id")}) AS parent_flow_run_id,
-    {_text_id("parent_id")} AS parent_task_run_id
+    {_text_id("parent_id")} AS parent_task_run_id,
+    {_text_id("deployment_id")} AS deployment_id, {_time("scheduled")} AS scheduled_time, idempotency_key
 FROM run WHERE kind = {FLOW}"""
 
 _TASK_RUNS = f"""
@@ -107,7 +108,16 @@ CREATE VIEW events AS SELECT
     {_text_id("flow_run_id")} AS flow_run_id, {_text_id("task_run_id")} AS task_run_id
 FROM event ORDER BY journal, n"""
 
-_VIEWS = {"flow_runs": _FLOW_RUNS, "task_runs": _TASK_RUNS, "states": _STATES, "logs": _LOGS, "events": _EVENTS}
+_DEPLOYMENTS = f"""
+CREATE VIEW deployments AS SELECT
+    {_text_id("id")} AS id, flow AS flow_name, name, entrypoint, data, paused, concurrency_limit, collision,
+    {_time("created")} AS created, {_time("updated")} AS updated
+FROM deployment ORDER BY flow, name"""
+
+_VIEWS = {
+    "flow_runs": _FLOW_RUNS, "task_runs": _TASK_RUNS, "states": _STATES, "logs": _LOGS, "events": _EVENTS,
+    "deployments": _DEPLOYMENTS,
+}  # fmt: skip
 
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -162,6 +172,38 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX event_of_task_run ON event (task_run_id) WHERE task_run_id IS NOT NULL",
         """CREATE TABLE item (
             run_id BLOB NOT NULL, n INTEGER NOT NULL, data TEXT, PRIMARY KEY (run_id, n)
+        ) WITHOUT ROWID""",
+    ),
+    (
+        "ALTER TABLE run ADD COLUMN deployment_id BLOB",
+        "ALTER TABLE run ADD COLUMN scheduled INTEGER",
+        "ALTER TABLE run ADD COLUMN idempotency_key TEXT",
+        # Partial ones all of them: a run that no deployment made has no place in any.
+        "CREATE INDEX run_of_deployment ON run (deployment_id) WHERE deployment_id IS NOT NULL",
+        # Those that wait are its part with owner 0, in the order they are due; all others have somebody's number.
+        """CREATE INDEX run_of_deployment_open ON run (deployment_id, owner, scheduled)
+            WHERE deployment_id IS NOT NULL AND state < 5""",
+        """CREATE INDEX run_not_late ON run (scheduled)
+            WHERE deployment_id IS NOT NULL AND state = 0 AND state_name IS NULL""",
+        """CREATE UNIQUE INDEX run_of_idempotency_key ON run (deployment_id, idempotency_key)
+            WHERE idempotency_key IS NOT NULL""",
+        """CREATE TABLE deployment (
+            id BLOB NOT NULL PRIMARY KEY, flow TEXT, name TEXT, entrypoint TEXT, data TEXT, paused INTEGER,
+            concurrency_limit INTEGER, collision TEXT, created INTEGER, updated INTEGER
+        ) WITHOUT ROWID""",
+        """CREATE TABLE rule (
+            id BLOB NOT NULL PRIMARY KEY, deployment_id BLOB NOT NULL, kind INTEGER, slug TEXT,
+            data TEXT, active INTEGER, state TEXT
+        ) WITHOUT ROWID""",
+        "CREATE INDEX rule_of_deployment ON rule (deployment_id)",
+        # A number is never used again: an answer must not be taken for another request's.
+        """CREATE TABLE request (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, owner INTEGER NOT NULL, run_id BLOB, kind TEXT, data TEXT,
+            asker INTEGER, at INTEGER, answer TEXT
+        )""",
+        """CREATE TABLE input (
+            run_id BLOB NOT NULL, key TEXT NOT NULL, n INTEGER NOT NULL, data TEXT, sender BLOB, at INTEGER,
+            PRIMARY KEY (run_id, key, n)
         ) WITHOUT ROWID""",
     ),
 )

@@ -16,8 +16,8 @@ from asyncflow._journal import EMITTED
 from asyncflow._rows import ItemRow, LogRow, RunRow
 
 __all__ = [
-    "characters", "insert_event", "insert_item", "insert_log", "plain_values", "rare_values", "seize", "statements",
-    "upsert", "upsert_plain",
+    "characters", "insert_event", "insert_item", "insert_log", "insert_run", "plain_values", "put_values",
+    "rare_values", "seize", "statements", "upsert", "upsert_plain",
 ]  # fmt: skip
 
 CHUNK = 1024
@@ -34,9 +34,14 @@ def statements(sql: Callable[[int], str], rows: Sequence[tuple[Any, ...]]) -> It
         yield sql(size), values
 
 
+_PUT = RunRow._fields[: RunRow._fields.index("deployment_id")]
+"""What a run's own process writes of it. What comes after these is written when it is made for its deployment,
+and not again: the row of a run that is not one's costs nothing more for it."""
 _RARE = ("name", "state_name", "message", "tags", "parameters", "result_file", "error", "history", "details")
-_COMMON = tuple(name for name in RunRow._fields if name not in _RARE)
+_COMMON = tuple(name for name in _PUT if name not in _RARE)
 rare_values = itemgetter(*(RunRow._fields.index(name) for name in _RARE))
+put_values = itemgetter(slice(len(_PUT)))
+"""The columns that `upsert` and `seize` write."""
 
 
 def plain_values(row: RunRow) -> tuple[Any, ...]:
@@ -74,13 +79,19 @@ def upsert_plain(size: int) -> str:
 
 @cache
 def upsert(size: int) -> str:
-    return _upsert_of(RunRow._fields, size)
+    return _upsert_of(_PUT, size)
+
+
+@cache
+def insert_run(size: int) -> str:
+    """Of runs that are not on record: the last one may be among them again, which does nothing."""
+    return _insert("OR IGNORE", "run", RunRow._fields, size)
 
 
 @cache
 def seize(size: int) -> str:
     """`upsert`, for runs of another owner's."""
-    return _upsert_of(RunRow._fields, size, "excluded.seq > run.seq")
+    return _upsert_of(_PUT, size, "excluded.seq > run.seq")
 
 
 # A run that another process has taken over is that one's: what its former owner still writes is ignored.
@@ -88,9 +99,7 @@ _NEWER_AND_OURS = "excluded.seq > run.seq AND excluded.owner = run.owner"
 
 
 def _upsert_of(names: tuple[str, ...], size: int, condition: str = _NEWER_AND_OURS) -> str:
-    changes = ", ".join(
-        f"{name} = {f'excluded.{name}' if name in names else 'NULL'}" for name in RunRow._fields if name != "id"
-    )
+    changes = ", ".join(f"{name} = {f'excluded.{name}' if name in names else 'NULL'}" for name in _PUT if name != "id")
     return (
         f"INSERT INTO run ({', '.join(names)}) VALUES {_places(len(names), size)} "
         f"ON CONFLICT (id) DO UPDATE SET {changes} WHERE {condition}"

@@ -32,6 +32,7 @@ from asyncflow.stores._statements import (
     insert_item,
     insert_log,
     plain_values,
+    put_values,
     rare_values,
     statements,
     upsert,
@@ -165,7 +166,7 @@ class Turn:
                 self.rare.append(row)
             else:
                 plain.append(plain_values(row))
-        batch = chain(statements(upsert_plain, plain), statements(upsert, self.rare))
+        batch = chain(statements(upsert_plain, plain), statements(upsert, list(map(put_values, self.rare))))
         return sum(connection.execute(*statement).rowcount for statement in batch)
 
     def _append(self, connection: sqlite3.Connection) -> None:

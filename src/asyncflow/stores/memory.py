@@ -6,14 +6,12 @@ SQLite store is compared with, so it is written to be obviously right.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from threading import RLock
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
 
-from asyncflow._journal import EMITTED, Change, Cursor, EventRow, time_of_commit
+from asyncflow._journal import EMITTED, Change, Cursor, EventRow
 from asyncflow._rows import (
     ACTIVE,
     FIRST_FINAL,
@@ -30,45 +28,36 @@ from asyncflow._rows import (
     word_for,
 )
 from asyncflow.abc import LogQuery, Reaped, Recordable, RunQuery, RunStore, Ticket
-from asyncflow.exceptions import ForkedRuntimeError, RuntimeClosedError
 from asyncflow.ids import new_id
 from asyncflow.stores._conditions import Below, fits, line_fits
-from asyncflow.stores._memory_journal import MemoryJournal
+from asyncflow.stores._memory_deployments import MemoryDeployments
+from asyncflow.stores._memory_exchange import MemoryExchange
 from asyncflow.stores._orphans import (
-    PAUSED,
     UNKNOWN_PROCESS,
     ended,
+    is_enqueued,
+    is_interrupted,
     is_orphan,
-    left_behind,
     rests,
     resuming,
     stand_in_resuming,
     waits,
 )
-from asyncflow.stores._watchers import Watchers
 
 __all__ = ["MemoryStore"]
 
 
-class MemoryStore(RunStore):
+class MemoryStore(MemoryDeployments, MemoryExchange, RunStore):
     """A store that lasts as long as its process."""
 
     is_instant = True
 
-    owner = 1
-
     def __init__(self) -> None:
-        self._pid = os.getpid()
-        self._closed = False
-        self._rows: dict[bytes, RunRow] = {}
+        super().__init__()
         self._logs: list[LogRow] = []
         self._cached: dict[str, CachedRow] = {}
         self._transactions: dict[bytes, TransactionRow] = {}
         self._items: dict[bytes, dict[int, ItemRow]] = {}
-        self._journal = MemoryJournal()
-        self._watchers = Watchers()
-        # Re-entrant: a finalizer may put a run while this thread is putting another.
-        self._lock = RLock()
 
     def put(self, item: Recordable) -> None:
         self._check()
@@ -78,7 +67,8 @@ class MemoryStore(RunStore):
             for row in item.rows():
                 known = self._rows.get(row.id)
                 if known is None or (row.seq > known.seq and row.owner == known.owner):
-                    self._rows[row.id] = RunRow._make(map(storable, row))
+                    kept = RunRow._make(map(storable, row))
+                    self._rows[row.id] = kept._replace(**_origin(known))
                     changes.append(Change(row.id, 0 if known is None else known.seq, row.seq))
                     item.journalled = row.seq
             self._tell(changes)
@@ -98,13 +88,6 @@ class MemoryStore(RunStore):
         self._check()
         with self._lock:
             self._items.setdefault(row.run_id, {})[row.n] = ItemRow._make(map(storable, row))
-        self._watchers.wake()
-
-    def _tell(self, changes: Sequence[Change], events: Sequence[EventRow] = (), at: int | None = None) -> None:
-        """Add to the journal, and wake who watches it. With the lock: the next commit comes after this."""
-        if changes or events:
-            rows = [self._rows[change.run_id] for change in changes]
-            self._journal.add(changes, events, time_of_commit(rows, events) if at is None else at)
         self._watchers.wake()
 
     def confirm(self, ticket: Ticket) -> None:
@@ -139,7 +122,7 @@ class MemoryStore(RunStore):
     def read_tree(self, run_id: bytes) -> list[RunRow]:
         self._check()
         with self._lock:
-            return [self._rows[each] for each in sorted(Below(self._newest_first()).ids(run_id))]
+            return self._tree(run_id)
 
     def read_children(self, run_id: bytes) -> list[RunRow]:
         self._check()
@@ -193,43 +176,42 @@ class MemoryStore(RunStore):
         self._check()
         with self._lock:
             left = [row for row in self._rows.values() if row.owner != self.owner and is_orphan(row)]
-            changed = [ended(row, now, self.owner, UNKNOWN_PROCESS) for row in sorted(left, key=lambda row: row.id)]
+            left.sort(key=lambda row: row.id)
+            changed = [ended(row, now, self.owner, UNKNOWN_PROCESS, self._deployments.keys()) for row in left]
             self._move(changed, now)
             open_ones = [row for row in self._transactions.values() if row.owner != self.owner and row.state == ACTIVE]
             interrupted = [row._replace(state=INTERRUPTED, ended=now, owner=self.owner) for row in open_ones]
             self._transactions.update((row.id, row) for row in interrupted)
-        waiting = sum(map(waits, changed))
-        return Reaped(crashed=len(changed) - waiting, interrupted=waiting, transactions=tuple(interrupted))
+            self._forget_requests()
+        if changed:
+            self.ring()
+        waiting, requeued = sum(map(waits, changed)), sum(map(is_enqueued, changed))
+        return Reaped(
+            crashed=len(changed) - waiting - requeued,
+            interrupted=waiting,
+            requeued=requeued,
+            transactions=tuple(interrupted),
+        )
 
     def read_interrupted(self) -> list[RunRow]:
         self._check()
         oldest_first = reversed(self._newest_first())
-        return [row for row in oldest_first if waits(row) and row.kind == FLOW and row.parent_id is None]
+        return [row for row in oldest_first if is_interrupted(row) and row.kind == FLOW and row.parent_id is None]
 
     def claim(self, run_id: bytes, seq: int, now: int) -> RunRow | None:
         self._check()
         with self._lock:
             row = self._rows.get(run_id)
-            if row is None or row.seq != seq or (row.state < FIRST_FINAL and row.state != PAUSED):
+            if row is None or row.seq != seq or not rests(row):
                 return None
-            tree = self.read_tree(run_id)
-            self._keep(each._replace(owner=self.owner) for each in tree)
             taken = resuming(row, now, self.owner)
             moved = [taken]
             stand_in = None if row.parent_id is None else self._rows.get(row.parent_id)
             if stand_in is not None and stand_in.kind == STAND_IN:
                 moved.append(stand_in_resuming(stand_in, taken, now))
-            moved += [left_behind(each, now, self.owner) for each in tree if waits(each) and each.id != run_id]
+            moved += self._take_over(run_id, now)
             self._move(moved, now)
             return taken
-
-    def _move(self, rows: Sequence[RunRow], now: int) -> None:
-        """Record runs, each in one more state than it is in on record."""
-        self._keep(rows)
-        self._tell([Change(row.id, row.seq - 1, row.seq) for row in rows], at=now)
-
-    def _keep(self, rows: Iterable[RunRow]) -> None:
-        self._rows.update((row.id, row) for row in rows)
 
     # --- cached values, transactions ---------------------------------------------------------
 
@@ -295,12 +277,12 @@ class MemoryStore(RunStore):
             items = [item for items in self._items.values() for item in items.values()]
             events = self._journal.events()
             kept = self._cached.values(), self._transactions.values()
-            rows = [*self._rows.values(), *self._logs, *items, *events, *kept[0], *kept[1]]
+            rows = [*self._rows.values(), *self._logs, *items, *events, *kept[0], *kept[1], *self._inputs_kept()]
         return sum(len(column) for row in rows for column in row if isinstance(column, str | bytes))
 
     def count_outermost(self) -> int:
         self._check()
-        return sum(row.parent_id is None for row in self._newest_first())
+        return sum(row.parent_id is None and not is_enqueued(row) for row in self._newest_first())
 
     def read_oldest(self, limit: int, before: int | None = None) -> list[bytes]:
         self._check()
@@ -326,6 +308,7 @@ class MemoryStore(RunStore):
             for each in gone:
                 del self._rows[each]
                 self._items.pop(each, None)
+            self._forget_inputs(gone)
             self._logs = [line for line in self._logs if not gone & {line.flow_run_id, line.task_run_id}]
             self._journal.forget_runs(gone)
         return deleted
@@ -340,12 +323,8 @@ class MemoryStore(RunStore):
         self._closed = True
         self._watchers.wake()  # for them it is over
 
-    def _newest_first(self) -> list[RunRow]:
-        with self._lock:
-            return sorted(self._rows.values(), key=lambda row: row.id, reverse=True)
 
-    def _check(self) -> None:
-        if self._pid != os.getpid():
-            raise ForkedRuntimeError(self._pid, os.getpid())
-        if self._closed:
-            raise RuntimeClosedError("memory")
+def _origin(known: RunRow | None) -> dict[str, Any]:
+    """What a run's own process does not write of it."""
+    names = RunRow._fields[RunRow._fields.index("deployment_id") :]
+    return {name: None if known is None else getattr(known, name) for name in names}

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakSet
 
 from asyncflow._journal import Cursor, EventRow
-from asyncflow._rows import CachedRow, ItemRow, LogRow, RunRow, TransactionRow, storable
+from asyncflow._rows import CachedRow, ItemRow, LogRow, RunRow, TransactionRow
 from asyncflow.abc import LogQuery, Reaped, Recordable, ResultStore, RunQuery, RunStore, Ticket
 from asyncflow.exceptions import ForkedRuntimeError, HomeError, RuntimeClosedError, StoreError
 from asyncflow.settings import Settings
 from asyncflow.stores import _jobs as jobs
 from asyncflow.stores import _journal_pages as journal
 from asyncflow.stores import _queries as queries
+from asyncflow.stores._bells import Bell
 from asyncflow.stores._database import LOCKS, Database
-from asyncflow.stores._forking import SQLITE
 from asyncflow.stores._ownership import Ownership, Process
+from asyncflow.stores._sqlite_deployments import SQLiteDeployments
+from asyncflow.stores._sqlite_exchange import SQLiteExchange
 from asyncflow.stores._writer import Writer
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SQLiteStore"]
 
-_MOST_IDLE_READERS = 4
 _MOST_BUSY_SECONDS = 2.0
 
 _open: WeakSet[SQLiteStore] = WeakSet()
@@ -41,7 +41,7 @@ _open: WeakSet[SQLiteStore] = WeakSet()
 T = TypeVar("T")
 
 
-class SQLiteStore(RunStore):
+class SQLiteStore(SQLiteDeployments, SQLiteExchange, RunStore):
     """The store in the folder `home`, as `asyncflow.db`; opening makes both if need be.
 
     Raises `HomeError`, `UnsupportedSchemaError` or `StoreBusyError` when it cannot be opened.
@@ -49,11 +49,9 @@ class SQLiteStore(RunStore):
 
     def __init__(self, home: Path, settings: Settings, results: ResultStore) -> None:
         self._pid = os.getpid()
-        self._refusal: Callable[[], Exception] | None = None
         # Shorter than a run waits for its record, so that the run's error can say who is in the way.
         busy = min(_MOST_BUSY_SECONDS, settings.durability_seconds / 2)
-        self._database = Database(home, synchronous=settings.synchronous, busy_seconds=busy)
-        self._readers: list[sqlite3.Connection] = []
+        super().__init__(Database(home, synchronous=settings.synchronous, busy_seconds=busy))
         self._results = results
         self._looked_for_unknown = False
         with self._database.mapped("locking", HomeError):
@@ -70,6 +68,7 @@ class SQLiteStore(RunStore):
             self._ownership.release(remove=True)
             raise
         self._process = self._process._replace(id=self.owner)
+        self._bell = Bell(self._database.home, self.owner)
         _open.add(self)
 
     def __repr__(self) -> str:
@@ -182,41 +181,7 @@ class SQLiteStore(RunStore):
         ((number,),) = self._read("measuring the database", sql, [])
         return int(number)
 
-    def _read(self, operation: str, sql: str, values: list[Any]) -> list[tuple[Any, ...]]:
-        # All at once: a reader that stays open keeps the log from being cut back.
-        return self._ask(
-            operation, lambda reader: reader.execute(sql, [storable(value) for value in values]).fetchall()
-        )
-
-    def _ask(self, operation: str, question: Callable[[sqlite3.Connection], T]) -> T:
-        if self._refusal is not None:
-            raise self._refusal()
-        with SQLITE, self._database.mapped(operation), self._reader() as reader:
-            return question(reader)
-
-    @contextmanager
-    def _reader(self) -> Generator[sqlite3.Connection]:
-        """A connection of this thread's alone for as long as it needs it."""
-        try:
-            reader = self._readers.pop()
-        except IndexError:
-            reader = self._database.open_reader()
-        try:
-            yield reader
-        except BaseException:
-            reader.close()  # whatever happened, the next one gets a sound connection
-            raise
-        if self._refusal is None and len(self._readers) < _MOST_IDLE_READERS:
-            self._readers.append(reader)
-        else:
-            reader.close()
-
     # --- taking over, keeping, deleting: done by the writer's thread ---------------------------
-
-    def _call(self, operation: str, act: Callable[[sqlite3.Connection], T]) -> T:
-        if self._refusal is not None:
-            raise self._refusal()
-        return self._writer.call(operation, act)
 
     def _register(self) -> int:
         opened = time.time_ns() // 1000
@@ -226,6 +191,7 @@ class SQLiteStore(RunStore):
         known = self._processes()
         with self._database.mapped("locking"):
             self._ownership.keep()
+        self._bell.keep()
         if all(process.id != self.owner for process in known):  # we were taken for dead: what we write now counts
             self._register()
         others = [process for process in known if process.id != self.owner]
@@ -234,10 +200,15 @@ class SQLiteStore(RunStore):
             # Only now: nobody else leaves open runs without a row of their own.
             done.append(self._reap_unknown(now))
             self._looked_for_unknown = True
-            self._ownership.sweep(self._processes())
+            known = self._processes()
+            self._ownership.sweep(known)
+            self._bell.sweep(process.id for process in known)
+        if any(each.crashed or each.interrupted or each.requeued for each in done):
+            self.ring()  # some of them may have held places that others wait for, or wait to be started again
         return Reaped(
             crashed=sum(each.crashed for each in done),
             interrupted=sum(each.interrupted for each in done),
+            requeued=sum(each.requeued for each in done),
             transactions=tuple(row for each in done for row in each.transactions),
         )
 
@@ -255,6 +226,7 @@ class SQLiteStore(RunStore):
             lambda connection: jobs.reap_process(connection, process, is_dead, self.owner, now),
         )
         self._ownership.remove(process)
+        self._bell.remove(process.id)
         return done
 
     def _reap_unknown(self, now: int) -> Reaped:
@@ -317,12 +289,11 @@ class SQLiteStore(RunStore):
         leaving = self._writer.ask("closing", lambda connection: jobs.leave(connection, self.owner), timeout)
         written = self._writer.close(timeout)
         self._writer.watchers.wake()  # for them it is over
+        self._bell.close()
         self._ownership.release(remove=leaving.result is True)
         if written and leaving.error is not None:  # harmless: the next one to look removes what is left
             _report(f"the row of this process could not be deleted: {leaving.error}")
-        while self._readers:
-            with SQLITE, suppress(IndexError):
-                self._readers.pop().close()
+        self._close_readers()
         if not written:
             reason = self.last_error or f"the disk did not answer within {timeout:g} seconds"
             raise StoreError("closing", self._database.path, f"not everything was written: {reason}")
@@ -340,6 +311,7 @@ class SQLiteStore(RunStore):
         """
         self._refusal = self._forked
         self._ownership.forget()
+        self._bell.forget()
 
 
 def _refuse_in_child() -> None:

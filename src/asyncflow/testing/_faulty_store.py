@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from asyncflow._backend.elsewhere import no_longer_awaited
 from asyncflow._backend.virtual_clock import VirtualClock
+from asyncflow._deployment_rows import DeploymentRow, Fired, InputRow, RequestRow, RuleRow
 from asyncflow._journal import Cursor, EventRow
 from asyncflow._rows import CachedRow, ItemRow, LogRow, RunRow, TransactionRow
 from asyncflow.abc import LogQuery, Reaped, Recordable, RunQuery, RunStore, Ticket
@@ -273,6 +274,80 @@ class FaultyStore(RunStore):
 
     def give_back(self) -> int:
         return self._ask(self.inner.give_back)
+
+    # --- deployments
+
+    def write_deployment(
+        self, row: DeploymentRow, rules: Sequence[RuleRow], *, keep_paused: bool = True
+    ) -> DeploymentRow:
+        return self._ask(self.inner.write_deployment, row, rules, keep_paused=keep_paused)
+
+    def read_deployments(
+        self, *, ids: Sequence[bytes] | None = None, flow: str | None = None, name: str | None = None
+    ) -> list[DeploymentRow]:
+        return self._ask(self.inner.read_deployments, ids=ids, flow=flow, name=name)
+
+    def read_rules(self, deployment_ids: Sequence[bytes]) -> list[RuleRow]:
+        return self._ask(self.inner.read_rules, deployment_ids)
+
+    def pause_deployment(self, deployment_id: bytes, paused: bool, states: Mapping[bytes, str]) -> bool:
+        return self._ask(self.inner.pause_deployment, deployment_id, paused, states)
+
+    def delete_deployment(self, deployment_id: bytes, now: int) -> bool:
+        return self._ask(self.inner.delete_deployment, deployment_id, now)
+
+    def enqueue(self, rows: Sequence[RunRow]) -> list[RunRow]:
+        return self._ask(self.inner.enqueue, rows)
+
+    def fire(
+        self, rule_id: bytes, before: str, after: str, rows: Sequence[RunRow], *, unless_running: bool = False
+    ) -> Fired:
+        return self._ask(self.inner.fire, rule_id, before, after, rows, unless_running=unless_running)
+
+    def claim_due(self, deployment_ids: Sequence[bytes], now: int, limit: int) -> list[RunRow]:
+        return self._ask(self.inner.claim_due, deployment_ids, now, limit)
+
+    def next_due(self, deployment_ids: Sequence[bytes], after: int | None = None) -> int | None:
+        return self._ask(self.inner.next_due, deployment_ids, after)
+
+    def requeue(self, run_id: bytes, seq: int, now: int) -> RunRow | None:
+        return self._ask(self.inner.requeue, run_id, seq, now)
+
+    def cancel_waiting(self, run_id: bytes, seq: int, now: int, message: str) -> RunRow | None:
+        return self._ask(self.inner.cancel_waiting, run_id, seq, now, message)
+
+    def mark_late(self, before: int, now: int) -> int:
+        return self._ask(self.inner.mark_late, before, now)
+
+    # --- requests, inputs, bells
+
+    def ask(self, owner: int, run_id: bytes, kind: str, data: str | None, now: int) -> int:
+        return self._ask(self.inner.ask, owner, run_id, kind, data, now)
+
+    def read_requests(self) -> list[RequestRow]:
+        return self._ask(self.inner.read_requests)
+
+    def answer(self, request_id: int, text: str) -> None:
+        self._ask(self.inner.answer, request_id, text)
+
+    def read_answer(self, request_id: int) -> str | None:
+        return self._ask(self.inner.read_answer, request_id)
+
+    def forget(self, request_id: int) -> None:
+        self._ask(self.inner.forget, request_id)
+
+    def add_input(self, run_id: bytes, key: str, data: str, sender: bytes | None, now: int) -> int:
+        return self._ask(self.inner.add_input, run_id, key, data, sender, now)
+
+    def read_inputs(self, run_id: bytes, key: str, after: int, limit: int) -> list[InputRow]:
+        return self._ask(self.inner.read_inputs, run_id, key, after, limit)
+
+    def ring(self, owners: Iterable[int] | None = None) -> None:
+        if not self.crashed:
+            self.inner.ring(owners)
+
+    def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
+        return self.inner.listen(wake)
 
     def close(self, timeout: float = 5.0) -> None:
         """Write what can be written and close the store behind it, unless that is to be found by another process."""

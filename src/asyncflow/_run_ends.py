@@ -1,0 +1,115 @@
+"""Waiting for the end of a run that may go on in any process: woken by bells, looking by itself now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from uuid import UUID
+
+from asyncflow._backend.base import Host, Signal
+from asyncflow._outcomes import blocked
+from asyncflow._rows import FIRST_FINAL, RunRow
+from asyncflow._run import Run, Waiter
+from asyncflow._services import Services
+from asyncflow.exceptions import RunNotFoundError, WaitCycleError
+
+__all__ = ["LOOK_SECONDS", "Alarm", "listening", "wait_for_end"]
+
+LOOK_SECONDS = 1.0
+"""How often to look although nobody rang: a bell that is lost costs that much and nothing more."""
+
+
+class Alarm:
+    """What bells and watchers call, from any thread; it wakes whoever waits now."""
+
+    __slots__ = ("signal",)
+
+    def __init__(self) -> None:
+        self.signal: Signal | None = None
+
+    def wake(self) -> None:
+        """Have the one who waits look."""
+        if self.signal is not None:
+            self.signal.set()
+
+    def renew(self, host: Host) -> Signal:
+        """What to wait for next. Made *before* looking: what happens meanwhile sets it."""
+        self.signal = host.signal()
+        return self.signal
+
+
+def listening(services: Services, wake: Callable[[], None]) -> Callable[[], None]:
+    """Have `wake` called at each bell; gives what ends that.
+
+    Of a store within this process also at each commit: there is no other process, and no need to look by oneself.
+    """
+    stop: Callable[[], None] = services.store.listen(wake)
+    if not services.store.is_instant:
+        return stop
+    stop_watching = services.store.watch(wake)
+
+    def end() -> None:
+        stop()
+        stop_watching()
+
+    return end
+
+
+async def wait_for_end(
+    services: Services,
+    host: Host,
+    run_id: bytes,
+    seconds: float | None = None,
+    *,
+    waiting: Run | None = None,
+    seen: Callable[[RunRow], object] | None = None,
+) -> RunRow:
+    """Wait until a run has ended, at most `seconds`; gives its row as it is then.
+
+    `waiting` is the run whose body waits; `seen` is called with each row that was read. Raises
+    `RunNotFoundError` when there is no such run (any more), and `WaitCycleError` when it is around the one that waits.
+    """
+    _refuse_cycle(run_id, waiting)
+    monotonic = services.clock.monotonic
+    until = None if seconds is None else monotonic() + seconds
+    alarm = Alarm()
+    stop = listening(services, alarm.wake)
+    try:
+        while True:
+            signal = alarm.renew(host)
+            row = await services.ask(host, partial(services.store.read_run, run_id))
+            if row is None:
+                raise RunNotFoundError(UUID(bytes=run_id))
+            if seen is not None:
+                seen(row)
+            left = None if until is None else until - monotonic()
+            if row.state >= FIRST_FINAL or (left is not None and left <= 0):
+                return row
+            await _rest(services, host, run_id, signal, left, waiting)
+    finally:
+        stop()
+
+
+def _refuse_cycle(run_id: bytes, waiting: Run | None) -> None:
+    above = waiting
+    while above is not None:
+        if above.id == run_id and waiting is not None:
+            raise WaitCycleError(waiting.display_name, above.display_name)
+        above = above.parent
+
+
+async def _rest(
+    services: Services, host: Host, run_id: bytes, signal: Signal, left: float | None, waiting: Run | None
+) -> None:
+    """Wait until there may be something to see."""
+    pause = left if services.store.is_instant else min(LOOK_SECONDS, LOOK_SECONDS if left is None else left)
+    here = next((run for run in services.live() if run.id == run_id), None)
+    if here is None:
+        await blocked(host, waiting, signal, pause)
+        return
+    waiter = Waiter(signal.set)  # nobody rings for it in its own process
+    here.attend(waiter)
+    try:
+        await blocked(host, waiting, signal, pause)
+    finally:
+        here.desert(waiter)
