@@ -30,7 +30,7 @@ from asyncflow import (
     suspend_flow_run,
     task,
 )
-from asyncflow._orders import error_of, told
+from asyncflow._control.orders import error_of, told
 from asyncflow.exceptions import (
     CannotCancelNestedRunError,
     CannotPauseError,

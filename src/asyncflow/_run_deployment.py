@@ -18,6 +18,7 @@ from uuid import UUID
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
 from asyncflow._cancellation import outermost_of
+from asyncflow._control.run_control import RunControl
 from asyncflow._deployment_rows import DeploymentRow
 from asyncflow._engine.calls import deliver, restore_context, tags_for
 from asyncflow._engine.checkpoints import check_call
@@ -29,7 +30,6 @@ from asyncflow._recorded import ENDING
 from asyncflow._rows import FIRST_FINAL, STATE_CODES, STATE_TYPES, RunRow, flow_run_of, json_of, state_of
 from asyncflow._rules import TRANSITIONS
 from asyncflow._run import Run
-from asyncflow._run_control import RunControl
 from asyncflow._run_ends import wait_for_end
 from asyncflow._services import Services
 from asyncflow._specs import Kind, Options, Spec, make_spec

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import orjson
 
+from asyncflow._control.requests import Requests
 from asyncflow._live_requests import Responder, say_off, unsay_off
-from asyncflow._requests import Requests
 from asyncflow._retention import Pace, Retention
 from asyncflow._rows import CachedRow, TransactionRow, maybe_uuid
 from asyncflow._services import Services

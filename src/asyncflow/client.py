@@ -10,12 +10,12 @@ from uuid import UUID
 
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
+from asyncflow._control.run_control import RunControl
 from asyncflow._deployment_queries import DeploymentQueries, of_deployment
 from asyncflow._event_pages import read_events
 from asyncflow._event_rows import cursor_of, event_of
 from asyncflow._log_following import LogStream
 from asyncflow._rows import FLOW, STAND_IN, TASK, RunRow, flow_run_of, log_record_of, states_of, task_run_of
-from asyncflow._run_control import RunControl
 from asyncflow._services import Services
 from asyncflow._snapshots import await_tree_of
 from asyncflow._subscriptions import Subscription

@@ -7,9 +7,9 @@ from uuid import UUID
 
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
+from asyncflow._control.questions import Question, flow_run_around, made_model
 from asyncflow._operation import Operation
 from asyncflow._outcomes import time_to_wait
-from asyncflow._questions import Question, flow_run_around, made_model
 from asyncflow._rows import storable
 from asyncflow.client import Client
 from asyncflow.context import current_run

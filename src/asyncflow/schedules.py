@@ -1,7 +1,7 @@
 """When a deployment starts runs by itself: by cron, in intervals, or by a recurrence rule.
 
 Schedules are plain values, checked when they are made. What they tell is always in UTC; the wall clock of a
-time zone is in the rule (see `_zones` and `_wall_slots` for what happens when clocks are set).
+time zone is in the rule (see `_schedules.zones` and `_schedules.wall_slots` for what happens when clocks are set).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
-from asyncflow._cron import CronTimes
-from asyncflow._intervals import Steps
-from asyncflow._rrule_text import RuleTimes, read_rule, wall_of_date, zone_of_rule
-from asyncflow._schedule_fields import CatchUp, Overlap, Schedule, moment_given
-from asyncflow._slots import GRACE, Due, due, moment_of, next_slot, upcoming
-from asyncflow._wall_slots import WallTimes, ascending, descending
-from asyncflow._zones import wall_of, zone_of
+from asyncflow._schedules.cron import CronTimes
+from asyncflow._schedules.fields import CatchUp, Overlap, Schedule, moment_given
+from asyncflow._schedules.intervals import Steps
+from asyncflow._schedules.rrule_text import RuleTimes, read_rule, wall_of_date, zone_of_rule
+from asyncflow._schedules.slots import GRACE, Due, due, moment_of, next_slot, upcoming
+from asyncflow._schedules.wall_slots import WallTimes, ascending, descending
+from asyncflow._schedules.zones import wall_of, zone_of
 from asyncflow.exceptions import OptionError, ScheduleError
 from asyncflow.retries import Seconds, seconds_of
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-from asyncflow._absence_trigger import AbsenceTrigger
-from asyncflow._event_matching import EventFact, EventMatch, names_given
-from asyncflow._sequence_trigger import SequenceTrigger
-from asyncflow._templates import filled
-from asyncflow._trigger_fields import MOST_REMEMBERED, Firing, Memory, Trigger
+from asyncflow._triggers.absence import AbsenceTrigger
+from asyncflow._triggers.fields import MOST_REMEMBERED, Firing, Memory, Trigger
+from asyncflow._triggers.matching import EventFact, EventMatch, names_given
+from asyncflow._triggers.sequence import SequenceTrigger
+from asyncflow._triggers.templates import filled
 from asyncflow.exceptions import TriggerError
 from asyncflow.retries import Seconds
 

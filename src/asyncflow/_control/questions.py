@@ -9,10 +9,10 @@ from uuid import UUID
 
 from asyncflow._backend.base import Host
 from asyncflow._cancellation import outermost_of
+from asyncflow._control.pause_answers import MOST, PauseAnswer, record_of
 from asyncflow._engine.pausing import Pause, begin_pause, end_pause, suspend, wait_in_pause
 from asyncflow._input_models import NONE_GIVEN, InputModel, Problem, input_model, is_loaded
 from asyncflow._outcomes import blocked
-from asyncflow._pause_answers import MOST, PauseAnswer, record_of
 from asyncflow._recorded import ENDING
 from asyncflow._rows import FLOW
 from asyncflow._run import Run

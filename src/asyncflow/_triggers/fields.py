@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, cast
 
-from asyncflow._event_matching import EventFact, EventMatch, is_series
-from asyncflow._schedule_fields import is_slug, plain_parameters
-from asyncflow._templates import check_templates, needs_payloads_of
+from asyncflow._schedules.fields import is_slug, plain_parameters
+from asyncflow._triggers.matching import EventFact, EventMatch, is_series
+from asyncflow._triggers.templates import check_templates, needs_payloads_of
 from asyncflow.exceptions import OptionError, TriggerError
 from asyncflow.retries import Seconds, seconds_of
 

@@ -1,6 +1,6 @@
 """What can be asked of a live run by its id, done in the process that runs it.
 
-Whoever asks may be another process (`_requests`): so an order is a word and plain data, and what it raises
+Whoever asks may be another process (`_control.requests`): so an order is a word and plain data, and what it raises
 are errors whose fields can be sent back.
 """
 

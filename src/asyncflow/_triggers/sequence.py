@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import ClassVar, cast
 
-from asyncflow._event_matching import EventFact, EventMatch, is_series, match_given
-from asyncflow._trigger_fields import MOST_REMEMBERED, Firing, Memory, Trigger
+from asyncflow._triggers.fields import MOST_REMEMBERED, Firing, Memory, Trigger
+from asyncflow._triggers.matching import EventFact, EventMatch, is_series, match_given
 from asyncflow.retries import Seconds
 
 __all__ = ["SequenceTrigger"]

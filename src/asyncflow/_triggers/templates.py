@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
-from asyncflow._event_matching import EventFact
 from asyncflow._rows import moment
+from asyncflow._triggers.matching import EventFact
 from asyncflow.exceptions import TemplateError, TriggerError
 from asyncflow.serializers import encode
 

@@ -12,8 +12,8 @@ from datetime import UTC, datetime, tzinfo
 from heapq import merge
 from typing import NamedTuple
 
-from asyncflow._rrules import Recurrence
-from asyncflow._zones import wall_of, zone_of
+from asyncflow._schedules.rrules import Recurrence
+from asyncflow._schedules.zones import wall_of, zone_of
 from asyncflow.exceptions import ScheduleError
 
 __all__ = ["RuleText", "RuleTimes", "read_rule", "wall_of_date", "zone_of_rule"]

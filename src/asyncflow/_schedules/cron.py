@@ -3,7 +3,7 @@
 The arithmetic is cronsim's: small, typed, without dependencies, made for a service that runs on it, and it steps
 backwards as well, which catching up needs. (croniter is three times as large: years, hashed and random fields, and
 several forms of each.) It is only ever given naive times: what happens
-when the clocks are set is decided in `_wall_slots`, the same for every kind of schedule.
+when the clocks are set is decided in `_schedules.wall_slots`, the same for every kind of schedule.
 """
 
 from __future__ import annotations

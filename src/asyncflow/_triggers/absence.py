@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, cast
 
-from asyncflow._event_matching import EventFact, EventMatch, match_given
-from asyncflow._templates import needs_payloads_of
-from asyncflow._trigger_fields import MOST_REMEMBERED, Firing, Memory, Trigger
+from asyncflow._triggers.fields import MOST_REMEMBERED, Firing, Memory, Trigger
+from asyncflow._triggers.matching import EventFact, EventMatch, match_given
+from asyncflow._triggers.templates import needs_payloads_of
 from asyncflow.retries import Seconds
 
 __all__ = ["AbsenceTrigger"]

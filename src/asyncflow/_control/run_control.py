@@ -11,13 +11,13 @@ from uuid import UUID
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
 from asyncflow._cancellation import outermost_of
+from asyncflow._control.orders import CANCEL, PAUSE, RESUME, SUSPEND, carry_out, find_flow_run, refuse_part
+from asyncflow._control.pause_answers import answer_suspended
+from asyncflow._control.requests import ask_owner, is_owned, rests
 from asyncflow._deployment_rows import NOBODY
 from asyncflow._engine.declared import Declared
 from asyncflow._engine.resuming import call_off, outermost_row, run_again, take_over
-from asyncflow._orders import CANCEL, PAUSE, RESUME, SUSPEND, carry_out, find_flow_run, refuse_part
 from asyncflow._outcomes import wait_settled
-from asyncflow._pause_answers import answer_suspended
-from asyncflow._requests import ask_owner, is_owned, rests
 from asyncflow._rows import FIRST_FINAL, FLOW, RunRow, state_of
 from asyncflow._rules import SUSPENDED
 from asyncflow._run import Run

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Protocol
 
-from asyncflow._zones import Change, change_after, change_before, moment_of_wall, wall_of
+from asyncflow._schedules.zones import Change, change_after, change_before, moment_of_wall, wall_of
 
 __all__ = ["WallTimes", "ascending", "descending"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain, islice, takewhile
 
-from asyncflow._schedule_fields import Schedule, moment_given
+from asyncflow._schedules.fields import Schedule, moment_given
 
 __all__ = ["GRACE", "Due", "due", "moment_of", "next_slot", "upcoming"]
 

@@ -1,0 +1,1 @@
+"""Cancelling, pausing and resuming runs in whichever process they are."""

@@ -1,0 +1,1 @@
+"""What `asyncflow.triggers` are made of."""
