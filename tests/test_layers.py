@@ -94,10 +94,7 @@ LAYERS: dict[str, list[str]] = {
     ],
     "engine": ["_engine"],
     "composition": [
-        "_complaints",
-        "_waiting_runs",
-        "_run_ends",
-        "_deployment_queries",
+        "_deployments",
         "_control",
         "_live_requests",
         "_upkeep",
@@ -119,7 +116,7 @@ LAYERS: dict[str, list[str]] = {
         "_transactions",
         "transactions",
     ],
-    "operations": ["deployments", "_triggering", "_scheduling", "serving", "_run_deployment"],
+    "operations": ["deployments", "_serving", "serving", "_run_deployment"],
     "definitions": ["declarations", "flows", "tasks"],
     # "" is asyncflow/__init__.py
     "edges": ["disconnects", "hosting", "sse", "cli", "__main__", "testing", "_asyncflow_pytest", ""],

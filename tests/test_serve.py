@@ -37,7 +37,7 @@ from asyncflow._backend.detect import host_here
 from asyncflow._queries import RunQuery
 from asyncflow._rows import FLOW
 from asyncflow._rule_rows import decided_at
-from asyncflow._scheduling import Scheduler
+from asyncflow._serving.scheduling import Scheduler
 from asyncflow.clock import SystemClock
 from asyncflow.exceptions import DeploymentError, NothingToServeError, OptionError, StoreError
 from asyncflow.schedules import Cron, Interval

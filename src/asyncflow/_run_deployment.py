@@ -20,6 +20,8 @@ from asyncflow._backend.detect import host_here
 from asyncflow._cancellation import outermost_of
 from asyncflow._control.run_control import RunControl
 from asyncflow._deployment_rows import DeploymentRow
+from asyncflow._deployments.run_ends import wait_for_end
+from asyncflow._deployments.waiting_runs import Asked, Parent, due_at, find_deployment, full_name, waiting_row
 from asyncflow._engine.calls import deliver, restore_context, tags_for
 from asyncflow._engine.checkpoints import check_call
 from asyncflow._engine.endings import resting_name
@@ -30,11 +32,9 @@ from asyncflow._recorded import ENDING
 from asyncflow._rows import FIRST_FINAL, STATE_CODES, STATE_TYPES, RunRow, flow_run_of, json_of, state_of
 from asyncflow._rules import TRANSITIONS
 from asyncflow._run import Run
-from asyncflow._run_ends import wait_for_end
 from asyncflow._services import Services
 from asyncflow._specs import Kind, Options, Spec, make_spec
 from asyncflow._upkeep import microseconds_now
-from asyncflow._waiting_runs import Asked, Parent, due_at, find_deployment, full_name, waiting_row
 from asyncflow.client import Client
 from asyncflow.context import current_run, detached
 from asyncflow.exceptions import DeploymentError, RunNotFoundError

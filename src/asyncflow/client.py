@@ -11,7 +11,7 @@ from uuid import UUID
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
 from asyncflow._control.run_control import RunControl
-from asyncflow._deployment_queries import DeploymentQueries, of_deployment
+from asyncflow._deployments.queries import DeploymentQueries, of_deployment
 from asyncflow._event_pages import read_events
 from asyncflow._event_rows import cursor_of, event_of
 from asyncflow._log_following import LogStream

@@ -10,10 +10,10 @@ from typing import Any, Literal, TypedDict, TypeVar, get_args
 from uuid import UUID
 
 from asyncflow._deployment_rows import DeploymentRow, RuleRow
+from asyncflow._deployments.waiting_runs import deployment_id_of, encoded_parameters
 from asyncflow._engine.declared import Declared
 from asyncflow._entrypoints import entrypoint_of
 from asyncflow._rule_rows import schedule_rule, slug_of, trigger_rule
-from asyncflow._waiting_runs import deployment_id_of, encoded_parameters
 from asyncflow.exceptions import DeploymentError, DeploymentParametersError, OptionError, ParameterValidationError
 from asyncflow.schedules import Cron, Interval, RRule, Schedule
 from asyncflow.serializers import decode, encode

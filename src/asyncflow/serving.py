@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
-from asyncflow._complaints import Complaints
+from asyncflow._deployments.complaints import Complaints
+from asyncflow._deployments.run_ends import LOOK_SECONDS, Alarm, listening
 from asyncflow._engine.declared import Declared
 from asyncflow._engine.deployed import start_claimed
 from asyncflow._rows import RunRow
 from asyncflow._rule_rows import decided_at, followed_state
-from asyncflow._run_ends import LOOK_SECONDS, Alarm, listening
-from asyncflow._scheduling import Scheduler
 from asyncflow._services import Services
+from asyncflow._serving.scheduling import Scheduler
 from asyncflow._upkeep import end_runs_of_dead, microseconds_now
 from asyncflow.clock import SystemClock
 from asyncflow.deployments import Deployment

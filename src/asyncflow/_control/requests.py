@@ -20,11 +20,11 @@ from asyncflow._backend.detect import host_here
 from asyncflow._backend.inline import drive
 from asyncflow._control.orders import CANCEL, SUSPEND, carry_out, error_of, find_flow_run, told
 from asyncflow._deployment_rows import RequestRow
+from asyncflow._deployments.run_ends import LOOK_SECONDS, Alarm
 from asyncflow._outcomes import blocked
 from asyncflow._rows import FIRST_FINAL, RunRow, state_of
 from asyncflow._rules import RESTING
 from asyncflow._run import Run, Waiter
-from asyncflow._run_ends import LOOK_SECONDS, Alarm
 from asyncflow._services import Services
 from asyncflow.error_records import error_summary
 from asyncflow.exceptions import RunElsewhereError
@@ -37,6 +37,8 @@ _ENDING = frozenset({CANCEL, SUSPEND})
 _FORGOTTEN = 60.0
 """Seconds after which nobody reads an answer any more."""
 _CONFIRM_SECONDS = 1.0
+_ANSWER_SECONDS = 5.0
+"""How long to wait for the answer of a process whose run has ended meanwhile. It comes at once, if it lives."""
 _MICRO = 1_000_000
 
 
@@ -140,7 +142,7 @@ async def ask_owner(
     try:
         request = await services.ask(host, lambda: store.ask(row.owner, row.id, order, text, _now(services)))
         store.ring([row.owner])
-        answer = await _answer_of(services, host, request, row, alarm, waiting)
+        answer = await _answer_of(services, host, request, row, order, alarm, waiting)
     finally:
         stop()
     await services.ask(host, partial(store.forget, request))
@@ -164,17 +166,22 @@ def _is_alive(services: Services, row: RunRow) -> bool:
 
 
 async def _answer_of(
-    services: Services, host: Host, request: int, asked: RunRow, alarm: Alarm, waiting: Run | None
+    services: Services, host: Host, request: int, asked: RunRow, order: str, alarm: Alarm, waiting: Run | None
 ) -> str | None:
     reap_at = services.clock.monotonic() + LOOK_SECONDS
+    answer_until = services.clock.monotonic() + _ANSWER_SECONDS
     while True:
         signal = alarm.renew(host)
         found = await services.ask(host, partial(_look, services, request, asked.id))
         if found.answer is not None:
             return found.answer
-        if found.row is None or found.row.owner != asked.owner or not is_owned(found.row):
+        if found.row is None or found.row.owner != asked.owner:
             return None
-        if services.clock.monotonic() >= reap_at:
+        if not is_owned(found.row):
+            # What was asked for may have ended it, and be answered in a moment: to be resumed, say, and then quick.
+            if order == CANCEL or services.clock.monotonic() >= answer_until:
+                return None
+        elif services.clock.monotonic() >= reap_at:
             reap_at = services.clock.monotonic() + LOOK_SECONDS
             if not await services.ask(host, partial(_is_alive, services, asked)):
                 return None

@@ -12,10 +12,10 @@ from rich.text import Text
 
 from asyncflow._backend.inline import drive
 from asyncflow._deployment_rows import DeploymentRow
+from asyncflow._deployments.waiting_runs import facts_of, find_deployment, full_name
 from asyncflow._rows import FLOW, STATE_CODES, state_of
 from asyncflow._rules import RESTING
 from asyncflow._services import Services
-from asyncflow._waiting_runs import facts_of, find_deployment, full_name
 from asyncflow.abc import RunQuery, RunStore
 from asyncflow.cli.arguments import given_words
 from asyncflow.cli.home import Home, open_recorded

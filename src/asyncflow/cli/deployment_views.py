@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from asyncflow._deployment_rows import SCHEDULE, DeploymentRow, RuleRow
+from asyncflow._deployments.waiting_runs import facts_of, full_name
 from asyncflow._rows import FLOW, RunRow, flow_run_of, moment, state_of
-from asyncflow._waiting_runs import facts_of, full_name
 from asyncflow.abc import RunQuery, RunStore
 from asyncflow.cli.live import state_style
 from asyncflow.cli.output import age, duration_between, escaped, one_line, printable

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from asyncflow._backend.inline import drive
-from asyncflow._waiting_runs import find_deployment, full_name
+from asyncflow._deployments.waiting_runs import find_deployment, full_name
 from asyncflow.cli.deployment_run import run
 from asyncflow.cli.deployment_views import deployment_json, deployment_lines, known_of, print_deployments, show_json
 from asyncflow.cli.home import Home, open_recorded

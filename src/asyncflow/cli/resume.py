@@ -10,11 +10,11 @@ from cyclopts import Parameter
 
 from asyncflow._backend.inline import drive
 from asyncflow._deployment_rows import NOBODY
+from asyncflow._deployments.waiting_runs import full_name
 from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES, RunRow
 from asyncflow._rules import RESTING
 from asyncflow._services import Services
 from asyncflow._specs import Colour
-from asyncflow._waiting_runs import full_name
 from asyncflow.cli.control import named
 from asyncflow.cli.home import Home, open_recorded, row_of
 from asyncflow.cli.load import load_flow, spec_of

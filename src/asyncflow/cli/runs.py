@@ -7,8 +7,8 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from asyncflow._backend.inline import drive
+from asyncflow._deployments.waiting_runs import find_deployment, full_name
 from asyncflow._rows import FLOW, TASK, RunRow, flow_run_of, task_run_of
-from asyncflow._waiting_runs import find_deployment, full_name
 from asyncflow.abc import RunQuery, RunStore
 from asyncflow.cli.home import Home, open_recorded, row_of
 from asyncflow.cli.output import UsageError, json_text, table_console, write_data

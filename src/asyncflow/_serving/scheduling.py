@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from asyncflow._complaints import Complaints
 from asyncflow._deployment_rows import SCHEDULE, DeploymentRow, RuleRow
+from asyncflow._deployments.complaints import Complaints
+from asyncflow._deployments.waiting_runs import Asked, full_name, waiting_row
 from asyncflow._rows import RunRow, microseconds, moment
 from asyncflow._rule_rows import decided_of, decided_state, schedule_of_rule
 from asyncflow._services import Services
-from asyncflow._triggering import TriggerTurn
-from asyncflow._waiting_runs import Asked, full_name, waiting_row
+from asyncflow._serving.triggering import TriggerTurn
 from asyncflow.exceptions import ForkedRuntimeError, RuntimeClosedError, StoreError
 from asyncflow.schedules import Schedule, due, moment_of, next_slot
 

@@ -10,14 +10,14 @@ from uuid import UUID
 
 from asyncflow._backend.base import Host
 from asyncflow._deployment_rows import SCHEDULE, DeploymentRow
+from asyncflow._deployments.run_ends import wait_for_end
+from asyncflow._deployments.waiting_runs import Asked, due_at, find_deployment, full_name, waiting_row
 from asyncflow._outcomes import time_to_wait
 from asyncflow._queries import RunQuery
 from asyncflow._rows import flow_run_of
 from asyncflow._rule_rows import decided_at, followed_state
-from asyncflow._run_ends import wait_for_end
 from asyncflow._services import Services
 from asyncflow._upkeep import microseconds_now
-from asyncflow._waiting_runs import Asked, due_at, find_deployment, full_name, waiting_row
 from asyncflow.context import current_run
 from asyncflow.deployment_records import DeploymentRecord, deployment_of
 from asyncflow.exceptions import DeploymentNotFoundError, RunNotFoundError

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from asyncflow._complaints import Complaints
 from asyncflow._deployment_rows import DeploymentRow, RuleRow
+from asyncflow._deployments.complaints import Complaints
+from asyncflow._deployments.waiting_runs import Asked, full_name, waiting_row
 from asyncflow._event_pages import PAGE
 from asyncflow._event_rows import name_of, payload_of, resource_of
 from asyncflow._journal import Cursor, EventRow, cursor_text
 from asyncflow._rows import RunRow
 from asyncflow._rule_rows import followed_of, followed_state, trigger_of_rule
 from asyncflow._services import Services
-from asyncflow._waiting_runs import Asked, full_name, waiting_row
 from asyncflow.error_records import error_summary
 from asyncflow.exceptions import (
     DeploymentParametersError,
