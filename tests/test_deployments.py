@@ -252,6 +252,6 @@ async def test_a_wait_for_a_run_ends_with_its_time(runtime: Runtime) -> None:
     waiting = await client.create_flow_run_from_deployment("anything/x")
     assert (await client.wait_for_flow_run(waiting.id, 0)).state.is_scheduled()
     assert (await client.wait_for_flow_run(str(waiting.id), timedelta(seconds=0.05))).state.is_scheduled()
-    assert await anything.acall(return_state=True)
+    await anything.acall()
     ended = (await client.read_flow_runs(flow_name="anything", state="completed"))[0]
     assert await client.wait_for_flow_run(ended.id) == ended

@@ -25,7 +25,9 @@ from tests.deployment_programs.notes import count_notes, notes
 RUNS = int(os.environ.get("RUNS", "300"))
 KILLS = int(os.environ.get("KILLS", "5"))
 WORKERS, CLIENTS = 3, 2
-COMPLETED, CRASHED = STATE_CODES[StateType.COMPLETED], STATE_CODES[StateType.CRASHED]
+COMPLETED, CRASHED, CANCELLED = (
+    STATE_CODES[each] for each in (StateType.COMPLETED, StateType.CRASHED, StateType.CANCELLED)
+)
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX's")
 
@@ -113,8 +115,9 @@ def judge(folder: Path, runs: dict[str, Run]) -> None:
     deaths, duplicates = sum(run.deaths for run in runs.values()), executed.total() - len(executed)
     print(
         f"{KILLS} kills: {len(set(attempted))} attempted, {len(acknowledged)} acknowledged, {len(runs)} recorded, "
-        f"{len(executed)} executed; {ended[COMPLETED]} completed, {ended[CRASHED]} crashed; {duplicates} duplicates, "
-        f"{deaths} executions died, {sum(run.requeued for run in runs.values())} claimed again"
+        f"{len(executed)} executed; {ended[COMPLETED]} completed, {ended[CRASHED]} crashed, "
+        f"{ended[CANCELLED]} cancelled; {duplicates} duplicates, {deaths} executions died, "
+        f"{sum(run.requeued for run in runs.values())} claimed again"
     )
     lost = {run_id for run_id in acknowledged.values() if run_id not in runs or runs[run_id].state < FIRST_FINAL}
     lost |= {run_id for run_id, run in runs.items() if run.state == COMPLETED and not run.executions}
@@ -123,14 +126,19 @@ def judge(folder: Path, runs: dict[str, Run]) -> None:
     assert {run.request for run in runs.values()} <= set(attempted), "something is on record that nobody asked for"
     assert max(Counter(run.request for run in runs.values()).values()) == 1, "one request has made two runs"
     assert len(acknowledged) > RUNS * 0.9
-    assert ended[COMPLETED] + ended[CRASHED] == len(runs)
+    assert ended[COMPLETED] + ended[CRASHED] + ended[CANCELLED] == len(runs)
     assert duplicates <= deaths
     for run in runs.values():
         assert run.executions <= (1 if run.flow == "once" else 1 + run.deaths), run
-        assert run.flow == "once" or run.state == COMPLETED, run
-    wholes = {run.request for run in runs.values() if run.flow == "whole"}
-    assert {run.request for run in runs.values() if run.request.endswith("/part")} == {
-        f"{each}/part" for each in wholes
-    }
+        assert run.state != CRASHED or run.flow == "once", run
+    cancelled = {run_id for (run_id,) in notes(folder, "cancelling")}
+    called_off = {request for run_id in cancelled for request in (runs[run_id].request, f"{runs[run_id].request}/part")}
+    assert {run.request for run in runs.values() if run.state == CANCELLED} <= called_off, "nobody has cancelled it"
+    parts = {run.request for run in runs.values() if run.request.endswith("/part")}
+    wholes = {run.state: set[str]() for run in runs.values()}
+    for run in runs.values():
+        if run.flow == "whole":
+            wholes[run.state].add(f"{run.request}/part")
+    assert wholes[COMPLETED] <= parts <= wholes[COMPLETED] | wholes.get(CANCELLED, set())
     for run_id, state in notes(folder, "waited"):
         assert runs[run_id].state == STATE_CODES[StateType[state]]

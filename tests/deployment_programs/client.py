@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import sys
 from pathlib import Path
 
-from asyncflow import FlowRun, Runtime, get_client, run_deployment
-from tests.deployment_programs.ledger import AGAIN, ONCE, WHOLE
+import anyio
+
+from asyncflow import FlowRun, Runtime, cancel_flow_run, get_client, run_deployment
+from tests.deployment_programs.ledger import AGAIN, LONGEST, ONCE, WHOLE
 from tests.deployment_programs.notes import NOTES, note, notes
 
 WAITS_EVERY = 25
 """One in so many requests waits for the end of its run."""
+CANCELS_EVERY = 7
+"""Likewise cancels what it has asked for."""
 MOST_WHOLE = 30
 """Most requests for what waits for a part of itself: fewer than go on at once, or no part would."""
 
@@ -35,6 +40,11 @@ async def main(name: str, count: int) -> None:
             is_whole = number % max(10, count // MOST_WHOLE + 1) == 1
             made = await ask(WHOLE if is_whole else (ONCE, AGAIN)[number % 2], request, request if is_keyed else None)
             note("acknowledged", request, made.id)
+            if number % CANCELS_EVERY == 3:
+                note("cancelling", made.id)
+                await anyio.sleep(random.uniform(0, LONGEST))
+                state = await cancel_flow_run(made.id)
+                note("waited", made.id, state.type.name)
             if number % WAITS_EVERY == 0:
                 ended = await get_client().wait_for_flow_run(made.id)
                 note("waited", made.id, ended.state.type.name)

@@ -11,10 +11,11 @@ from asyncflow import Deployment, flow, run_deployment
 from asyncflow.runtime import flow_run
 from tests.deployment_programs.notes import note
 
-__all__ = ["AGAIN", "ONCE", "WHOLE", "deployments"]
+__all__ = ["AGAIN", "LONGEST", "ONCE", "WHOLE", "deployments"]
 
 ONCE, AGAIN, WHOLE = "once/ledger", "again/ledger", "whole/ledger"
-_LONGEST = 0.1
+LONGEST = 0.1
+"""Seconds that an execution takes at most."""
 
 
 @flow
@@ -41,7 +42,7 @@ async def whole(request: str) -> None:
 
 async def _execute(request: str) -> None:
     note("executed", flow_run.id, request, os.getpid())
-    await anyio.sleep(random.uniform(0, _LONGEST))
+    await anyio.sleep(random.uniform(0, LONGEST))
 
 
 def deployments() -> list[Deployment]:
