@@ -40,6 +40,14 @@ async def one(number: int = 1, path: str | None = None, seconds: float = 0) -> i
         with anyio.CancelScope(shield=True):
             await anyio.sleep(0)
     return number
+
+@flow
+async def deaf() -> None:
+    while True:
+        try:
+            await anyio.sleep(1000)
+        except BaseException:
+            pass
 """
 
 
@@ -150,6 +158,29 @@ def test_the_second_interrupts_it_and_another_server_takes_it_up(
 def until_known(asyncflow: CommandLine, *words: str) -> str:
     """The id of a run of one/one, once the server has made that known."""
     return until(lambda: asyncflow("deployments", "run", "one/one", *words).out.strip(), lambda: "one/one")
+
+
+@pytest.mark.parametrize("signals", [1, 3])
+def test_runs_that_ignore_it_cannot_keep_a_server(
+    asyncflow: CommandLine, servers: list[Serving], signals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASYNCFLOW_DRAIN_SECONDS", "0.2" if signals == 1 else "100")
+    monkeypatch.setenv("ASYNCFLOW_GRACE_SECONDS", "0.3" if signals == 1 else "100")
+    server = begin(servers, asyncflow, "one.py:deaf", "--interval", "0.2", "--concurrency-limit", "2")
+    runs = [server.wait_for(r"(?s)(?:Running +deaf/one \S+  (\S{36})\n.*){2}")[1]]
+    for told in ("Stopping", "Interrupting", "")[:signals]:  # those that come while one is pending are one
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for(told)
+    assert server.process.wait(50) == 143
+    if signals == 1:
+        assert (
+            "has not ended 1.3 seconds after SIGTERM; what was still open is recorded as interrupted\n" in server.text
+        )
+        assert asyncflow.state_of(runs[0]) == "Interrupted"
+    else:
+        assert asyncflow.state_of(runs[0]) == "Running", "nobody had the time to record more"
+        asyncflow.ok("runs", "reap")
+        assert asyncflow.state_of(runs[0]) == "Crashed"
 
 
 # --- misuse ----------------------------------------------------------------------------------

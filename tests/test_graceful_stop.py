@@ -502,8 +502,8 @@ async def test_the_warning_says_how_many_and_which_setting(home: Path, caplog: p
         body.submit()
         await began.wait()
     assert [record.getMessage() for record in caplog.records] == [
-        "1 runs are interrupted: they had not ended 0.01 seconds after their runtime was left (setting drain_seconds); "
-        "they can be resumed"
+        "interrupted, to be resumed: 1 run that had not ended 0.01 seconds after the runtime was left "
+        "(setting drain_seconds)"
     ]
 
 

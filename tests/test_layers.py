@@ -55,6 +55,7 @@ LAYERS: dict[str, list[str]] = {
         "schedules",
         "_triggers",
         "triggers",
+        "_given",
         "_rule_rows",
         "deployment_records",
     ],

@@ -26,7 +26,8 @@ from typing_extensions import TypedDict
 
 from asyncflow.error_records import encode_error
 from asyncflow.exceptions import ParametersTooLargeError, ParameterValidationError, ReservedParameterError
-from asyncflow.parameters import PREVIEW_KEY, Binder, ParameterModel, encode_parameters
+from asyncflow.parameters import Binder, ParameterModel, encode_parameters
+from asyncflow.previews import PREVIEW_KEY
 from asyncflow.serializers import decode
 
 

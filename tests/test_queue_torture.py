@@ -15,21 +15,47 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import anyio
 import pytest
 
-from asyncflow import StateType
+from asyncflow import Runtime, StateType, flow, get_client, run_deployment, serve
 from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES
+from asyncflow.runtime import flow_run
 from tests.deployment_programs.fleet import Fleet, count_open, fleet, rows_of
 from tests.deployment_programs.notes import count_notes, notes
 
 RUNS = int(os.environ.get("RUNS", "300"))
 KILLS = int(os.environ.get("KILLS", "5"))
 WORKERS, CLIENTS = 3, 2
+PATIENCE = 50.0
 COMPLETED, CRASHED, CANCELLED = (
     STATE_CODES[each] for each in (StateType.COMPLETED, StateType.CRASHED, StateType.CANCELLED)
 )
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX's")
+
+
+# --- what a death must find ------------------------------------------------------------------------
+
+
+async def test_a_body_is_entered_when_it_is_on_disk_that_its_run_is_running(home: Path) -> None:
+    """Else the death of its process would have it executed a second time: it would be taken for one that waits."""
+    found: list[str] = []
+
+    @flow
+    def look(number: int) -> None:
+        sql = "SELECT state_name FROM flow_runs WHERE id = ?"
+        found.extend(row[0] for row in rows_of(home, sql, str(flow_run.id)))
+
+    async with Runtime(home), anyio.create_task_group() as group:
+        group.start_soon(serve, look.to_deployment("own"))
+        with anyio.fail_after(PATIENCE):
+            while not await get_client().read_deployments():
+                await anyio.sleep(0.01)
+            for number in range(5):
+                await run_deployment("look/own", parameters={"number": number})
+        group.cancel_scope.cancel()
+    assert found == ["Running"] * 5
 
 
 # --- total queue: attempted, acknowledged, executed ------------------------------------------------

@@ -15,14 +15,16 @@ import orjson
 
 from asyncflow._facts import details_from
 from asyncflow.ids import state_id
+from asyncflow.previews import hide
 from asyncflow.runs import FlowRun, LogRecord, TaskRun
 from asyncflow.states import State, StateDetails, StateType
 
 __all__ = [
     "ACTIVE", "COMMITTED", "FIRST_FINAL", "FLOW", "INTERRUPTED", "ROLLED_BACK", "STAND_IN", "STATE_CODES",
-    "STATE_TYPES", "TASK", "CachedRow", "ItemRow", "LogRow", "RunRow", "TransactionRow", "default_task_run_name",
-    "details_of", "flow_run_of", "history_of", "json_of", "log_record_of", "maybe_moment", "maybe_uuid",
-    "microseconds", "moment", "moved", "state_at", "state_of", "states_of", "storable", "task_run_of", "word_for",
+    "STATE_TYPES", "TASK", "CachedRow", "ItemRow", "LogRow", "RunRow", "TransactionRow", "birth_of",
+    "default_task_run_name", "details_of", "flow_run_of", "history_of", "json_of", "log_record_of", "maybe_moment",
+    "maybe_uuid", "microseconds", "moment", "moved", "parameters_of", "state_at", "state_of", "states_of",
+    "storable", "task_run_of", "word_for",
 ]  # fmt: skip
 
 FLOW = 0
@@ -271,21 +273,34 @@ def default_task_run_name(function: str, run_id: bytes) -> str:
 
 def flow_run_of(row: RunRow) -> FlowRun:
     """The record of a flow's run (a row of kind FLOW)."""
-    details = details_of(row)
-    if row.deployment_id is not None:  # how it came to be is told by its first state, which whoever runs it keeps
-        details |= history_of(row)[0][4] or {}
+    details = details_of(row) | birth_of(row)
     parent = details.get("parent_flow_run_id")
     return FlowRun(
         **_common(row),
         name=row.name or row.function,
         flow_name=row.function,
         flow_version=details.get("version"),
-        parameters={} if row.parameters is None else _loads(row.parameters),
+        parameters=parameters_of(row),
         parent_flow_run_id=maybe_uuid(row.flow_run_id) if parent is None else UUID(parent),
         parent_task_run_id=maybe_uuid(row.parent_id) or _uuid_of_text(details.get("parent_task_run_id")),
         deployment_id=maybe_uuid(row.deployment_id),
         expected_start_time=maybe_moment(row.scheduled),
     )
+
+
+def birth_of(row: RunRow) -> dict[str, Any]:
+    """How a run of a deployment came to be: told by its first state, which whoever runs it keeps."""
+    entry = history_of(row)[0] if row.deployment_id is not None else ()
+    return (entry[4] if len(entry) > 4 else None) or {}
+
+
+def parameters_of(row: RunRow) -> dict[str, Any]:
+    """What a flow run was given, by name, as anybody may see it.
+
+    A run that waits has its secrets in its row, for whoever will begin it.
+    """
+    recorded: dict[str, Any] = {} if row.parameters is None else _loads(row.parameters)
+    return hide(recorded, birth_of(row).get("secret", ()))
 
 
 def task_run_of(row: RunRow) -> TaskRun:

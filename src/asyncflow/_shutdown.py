@@ -38,9 +38,10 @@ async def shut_down(services: Services, host: Host, *, drain: bool) -> None:
     try:
         if drain and (left := await _drain(services, host)):
             library_logger().warning(
-                "%d runs are interrupted: they had not ended %g seconds after their runtime was left "
-                "(setting drain_seconds); they can be resumed",
+                "interrupted, to be resumed: %d %s that had not ended %g seconds after the runtime was left "
+                "(setting drain_seconds)",
                 len(left),
+                "run" if len(left) == 1 else "runs",
                 settings.drain_seconds,
             )
     finally:

@@ -30,16 +30,13 @@ from asyncflow._parameter_models import (
 )
 from asyncflow._signature import Binder, parameter_descriptions, resolve_hint
 from asyncflow.exceptions import NotJSONError, ParametersTooLargeError, ParameterValidationError
-from asyncflow.previews import HIDDEN, preview
+from asyncflow.previews import HIDDEN, PREVIEW_KEY, is_preview, preview
 from asyncflow.serializers import decode, encode
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-__all__ = ["PREVIEW_KEY", "Binder", "ParameterModel", "encode_parameters"]
-
-PREVIEW_KEY = "__preview__"
-"""In a run's recorded parameters, `{"__preview__": "<text>"}` stands for a value that is not JSON."""
+__all__ = ["Binder", "ParameterModel", "encode_parameters"]
 
 _EMPTY = inspect.Parameter.empty
 _STARRED = inspect.Parameter.VAR_POSITIONAL
@@ -154,7 +151,7 @@ class ParameterModel:
             name = parameter.name
             if name in given:
                 values[name] = given[name]
-            elif name in texts and not _is_preview(texts[name]):
+            elif name in texts and not is_preview(texts[name]):
                 values[name] = _restored(encode(texts[name]), self.hints[name])
             elif name not in texts and parameter.default is not _EMPTY:
                 values[name] = parameter.default
@@ -328,10 +325,6 @@ class ParameterModel:
         if problems:
             raise ParameterValidationError(self._flow, problems)
         return make_model(hints, names)
-
-
-def _is_preview(value: Any) -> bool:
-    return isinstance(value, dict) and list(cast("dict[str, Any]", value)) == [PREVIEW_KEY]
 
 
 def _restored(text: str, hint: Any) -> Any:

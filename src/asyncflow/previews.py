@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import reprlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import Any, get_args, get_origin
+from typing import Any, cast, get_args, get_origin
 
-__all__ = ["HIDDEN", "names_secret", "preview", "type_name"]
+__all__ = ["HIDDEN", "PREVIEW_KEY", "hide", "is_preview", "names_secret", "preview", "type_name"]
 
 _MASK = "**********"  # what pydantic writes in place of a secret
 _class: Callable[[object], Any] = type  # what is asked of a class here is for any class
@@ -24,6 +24,19 @@ def type_name(value: object) -> str:
 
 HIDDEN = f"'{_MASK}'"
 """In place of the preview of a text that is a secret."""
+PREVIEW_KEY = "__preview__"
+"""The only key of the object that is recorded in place of a value which is not JSON, or a secret."""
+
+
+def is_preview(data: object) -> bool:
+    """Whether recorded data stands for a value that was not recorded."""
+    return isinstance(data, dict) and list(cast("dict[str, Any]", data)) == [PREVIEW_KEY]
+
+
+def hide(parameters: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Recorded parameters with nothing but previews in place of some of them."""
+    hidden = {name: {PREVIEW_KEY: HIDDEN} for name in names if parameters.get(name) is not None}
+    return {**parameters, **{name: value for name, value in hidden.items() if not is_preview(parameters[name])}}
 
 
 def names_secret(hint: Any) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+from uuid import UUID
 
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
@@ -17,6 +18,7 @@ from asyncflow._deployments.complaints import Complaints
 from asyncflow._deployments.run_ends import LOOK_SECONDS, Alarm, listening
 from asyncflow._engine.declared import Declared
 from asyncflow._engine.deployed import start_claimed
+from asyncflow._given import not_recorded
 from asyncflow._rows import RunRow
 from asyncflow._rule_rows import decided_at, followed_state
 from asyncflow._services import Services
@@ -27,6 +29,7 @@ from asyncflow.deployments import Deployment
 from asyncflow.exceptions import (
     DeploymentError,
     ForkedRuntimeError,
+    MissingParametersError,
     NothingToServeError,
     OptionError,
     RuntimeClosedError,
@@ -81,6 +84,9 @@ def _check(deployments: Sequence[Deployment], limit: int | None) -> None:
         raise NothingToServeError
     if limit is not None and (isinstance(limit, bool) or limit < 1):
         raise OptionError("limit", limit, "a whole number from 1, or None")
+    for each in cast("Sequence[object]", deployments):  # a flow itself is the first thing that one tries
+        if not isinstance(each, Deployment):
+            raise OptionError("deployments", each, "what `my_flow.to_deployment(name)` gives; or `my_flow.serve(name)`")
     names = [each.full_name for each in deployments]
     for name in names:
         if names.count(name) > 1:
@@ -236,8 +242,13 @@ class Server:
         self._requeued_at, self._requeue_at = now, now + _REQUEUE_EVERY
         for row in self._services.store.read_interrupted():
             flow = None if row.deployment_id is None else self._flows.get(row.deployment_id)
-            if flow is not None and (flow.spec.options.resume == "auto" or not row.run_count):
-                self._services.store.requeue(row.id, row.seq, now)
+            if flow is None or (flow.spec.options.resume != "auto" and row.run_count):
+                continue
+            if missing := not_recorded(row):
+                error = MissingParametersError(UUID(bytes=row.id), missing)
+                self._complaints.report(row.id, "an interrupted run is not taken up", error)
+                continue
+            self._services.store.requeue(row.id, row.seq, now)
 
     def _look_for_dead(self, now: int) -> int | None:
         """End the runs of dead processes, whose places others may wait for; gives when to look again, if ever."""

@@ -17,8 +17,9 @@ from asyncflow._control.requests import ask_owner, is_owned, rests
 from asyncflow._deployment_rows import NOBODY
 from asyncflow._engine.declared import Declared
 from asyncflow._engine.resuming import call_off, outermost_row, run_again, take_over
+from asyncflow._given import not_recorded
 from asyncflow._outcomes import wait_settled
-from asyncflow._rows import FIRST_FINAL, FLOW, RunRow, state_of
+from asyncflow._rows import FIRST_FINAL, FLOW, STATE_CODES, RunRow, state_of
 from asyncflow._rules import SUSPENDED
 from asyncflow._run import Run
 from asyncflow._services import Services
@@ -29,6 +30,7 @@ from asyncflow.exceptions import (
     CannotPauseError,
     CannotResumeError,
     InputTooLargeError,
+    MissingParametersError,
     RunElsewhereError,
     RunNotFoundError,
 )
@@ -36,10 +38,11 @@ from asyncflow.ids import parse_id
 from asyncflow.runtime import HOME
 from asyncflow.serializers import encode
 from asyncflow.settings import Settings
-from asyncflow.states import State
+from asyncflow.states import State, StateType
 
 __all__ = ["RunControl", "input_text", "live_flow_run", "recorded_flow_run"]
 
+_COMPLETED = STATE_CODES[StateType.COMPLETED]
 _NEED_LOOP = (Colour.ASYNC, Colour.ASYNC_GENERATOR)
 
 
@@ -174,7 +177,7 @@ class _Again:
             why, instead = f"it is {state_of(row)} and waits to be started", "Whoever serves its deployment begins it."
             raise CannotResumeError(UUID(bytes=row.id), why, instead)
         is_suspended = rests(row) and row.state_name == SUSPENDED
-        if text is not None and not is_suspended:
+        if text is not None and not is_suspended and row.state != _COMPLETED:
             instead = "Resume it without run_input; when it comes to a pause, that can be answered."
             raise CannotResumeError(UUID(bytes=row.id), f"it is {state_of(row)}, and waits for no input", instead)
         if rests(row) and row.deployment_id is not None and self._flow is None and not self._parameters:
@@ -190,6 +193,8 @@ class _Again:
         return await run()
 
     def _requeue(self, text: str | None, *, is_suspended: bool) -> RunRow | None:
+        if missing := not_recorded(self._row):
+            raise MissingParametersError(UUID(bytes=self._row.id), missing)
         if is_suspended:
             self._answer(text, self._row)
         taken = self._services.store.requeue(self._row.id, self._row.seq, microseconds_now(self._services))

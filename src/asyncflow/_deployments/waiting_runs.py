@@ -38,6 +38,7 @@ _DEPLOYMENTS = UUID("7d0c2f1e-6a55-5b0e-9b5f-3f1c8f4f0a11")
 """The namespace that the ids of deployments are made in: two processes that serve "flow/name" mean the same one."""
 _SCHEDULED = STATE_CODES[StateType.SCHEDULED]
 _MOST_NEAR = 3
+_SECRET = '"password"'  # the format of a secret in a JSON schema
 
 
 def deployment_id_of(flow: str, name: str) -> bytes:
@@ -115,14 +116,16 @@ def waiting_row(deployment: DeploymentRow, asked: Asked, now: int) -> RunRow:
     Raises `DeploymentParametersError` for names that its flow does not have, and values that are not JSON.
     """
     facts, run_id = facts_of(deployment), new_id()
+    given = {**facts.get("parameters", {}), **asked.parameters}
     _refuse_unknown(deployment, facts, asked.parameters)
     told: dict[str, Any] = {"scheduled_time": asked.due}
+    if secret := [name for name in given if _is_secret(facts, name)]:
+        told["secret"] = secret
     if asked.parent is not None:
         told["parent_task_run_id"] = str(UUID(bytes=asked.parent.task_run_id))
         if asked.parent.flow_run_id is not None:
             told["parent_flow_run_id"] = str(UUID(bytes=asked.parent.flow_run_id))
     tags = sorted({*facts.get("tags", ()), *asked.tags})
-    given = {**facts.get("parameters", {}), **asked.parameters}
     return RunRow(
         id=run_id,
         kind=FLOW,
@@ -154,6 +157,13 @@ def waiting_row(deployment: DeploymentRow, asked: Asked, now: int) -> RunRow:
     )
 
 
+def _is_secret(facts: Mapping[str, Any], name: str) -> bool:
+    """Whether a parameter is a secret by its schema, or may have one in it."""
+    schema: Mapping[str, Any] = facts.get("schema", {})
+    about = encode(schema.get("properties", {}).get(name))
+    return _SECRET in about or ('"$ref"' in about and _SECRET in encode(schema))
+
+
 def encoded_parameters(deployment: str, flow: str, given: Mapping[str, Any]) -> str:
     """The JSON of what a run is given, by name. Raises `DeploymentParametersError` when something is not JSON."""
     problems: list[tuple[str, str, str]] = []
@@ -174,7 +184,7 @@ def _refuse_unknown(deployment: DeploymentRow, facts: Mapping[str, Any], given: 
     unknown = [] if facts.get("takes_any") else [name for name in given if name not in known]
     if unknown:
         listed = ", ".join(known) or "none"
-        has_secrets = '"password"' in encode(schema)  # a misspelled name may stand before one of them
+        has_secrets = _SECRET in encode(schema)  # a misspelled name may stand before one of them
         problems = [
             (name, f"No such parameter (there are: {listed})", HIDDEN if has_secrets else preview(given[name]))
             for name in unknown

@@ -12,11 +12,12 @@ from asyncflow._engine.calls import make_outermost
 from asyncflow._engine.declared import Declared
 from asyncflow._engine.preparation import join_parent
 from asyncflow._engine.submission import begin_hosted
+from asyncflow._given import without_secrets
 from asyncflow._past import Past
 from asyncflow._rows import RunRow
 from asyncflow._services import Services
 from asyncflow.context import detached
-from asyncflow.exceptions import CannotResumeError
+from asyncflow.exceptions import MissingParametersError
 from asyncflow.futures import FlowRunFuture
 from asyncflow.serializers import decode
 from asyncflow.states import StateType
@@ -35,6 +36,8 @@ def start_claimed(services: Services, row: RunRow, flow: Declared, children: lis
         run = make_outermost(services, flow, flow.spec, arguments)
         run.adopt(row)
         run.error = error
+        if error is not None:  # it ends, and its record is to tell no secret
+            run.parameters_json = without_secrets(row).parameters
         run.is_special = error is not None
         run.tags = frozenset(orjson.loads(row.tags or "[]")) | run.tags
         run.status = run.status._replace(type=StateType.PENDING, name=row.state_name)
@@ -55,9 +58,7 @@ def _arguments(row: RunRow, flow: Declared) -> tuple[dict[str, Any], Exception |
             return model.validate_keywords(decode(row.parameters or "{}"), coerce=coerces), None
         arguments, missing = model.restore(row.parameters or "{}", {})
         if missing:
-            listed = ", ".join(map(repr, missing))
-            why, remedy = f"its record does not hold the value of {listed}", "Start it anew."
-            return {}, CannotResumeError(UUID(bytes=row.id), why, remedy)
+            return {}, MissingParametersError(UUID(bytes=row.id), missing)
         return arguments, None
     except Exception as error:  # noqa: BLE001  # also what a validator of the user's raises: the run's failure, not ours
         return {}, error

@@ -83,9 +83,12 @@ def _has_past(run: Run) -> bool:
 
 def not_begun(run: Run) -> Ending:
     """The ending of a run that was submitted, and cancelled before it began."""
+    ending = ending_of_cause(run)
+    if run.origin is not None and ending.type is not StateType.PAUSED:
+        run.parameters_json = None  # what it waited with may tell a secret; if it is to be begun again, it needs that
     keep_given(run)
     _enter_pending(run)
-    return ending_of_cause(run)
+    return ending
 
 
 def _check_call(run: Run) -> None:

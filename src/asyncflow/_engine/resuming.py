@@ -29,6 +29,7 @@ from asyncflow.context import current_run, detached
 from asyncflow.exceptions import (
     CannotCancelNestedRunError,
     CannotResumeError,
+    MissingParametersError,
     ParameterValidationError,
     RunNotFoundError,
 )
@@ -230,12 +231,7 @@ def _arguments(row: RunRow, flow: Declared, parameters: Mapping[str, Any]) -> di
             _text(row), f"the flow has no parameter {sorted(unknown)[0]!r}", f"It has: {', '.join(model.hints)}"
         )
     if missing:
-        given = ", ".join(f'"{name}": ...' for name in missing)
-        raise CannotResumeError(
-            _text(row),
-            f"its record does not hold the value of {', '.join(map(repr, missing))}",
-            f"Pass what is missing: resume_flow_run(id, parameters={{{given}}})",
-        )
+        raise MissingParametersError(_text(row), missing)
     # Checked before the run is taken: one that is refused leaves the record as it is.
     return model.validate(arguments) if flow.spec.options.validate_parameters else arguments
 

@@ -51,11 +51,12 @@ class Stopper:
         run_ids: Callable[[], Iterable[bytes]],
         leave: Callable[[str, int], None],
         *,
-        drain: Callable[[], None] | None = None,
+        drain: Callable[[bool], None] | None = None,
     ) -> None:
         """`run_ids` gives the outermost runs. `leave(message, status)` is called last, and must not return.
 
-        With `drain` the first signal calls that, and the runs have the settings' `drain_seconds` to end.
+        With `drain` the first signal calls `drain(True)`, and the runs have the settings' `drain_seconds` to end;
+        `drain(False)` is called before those that have not are interrupted. It must not take long.
         """
         self._services = services
         self._run_ids = run_ids
@@ -124,10 +125,11 @@ class Stopper:
         if self._wishes.get() == "ended":
             return
         if self._drain is not None:
-            self._drain()
+            self._drain(True)
             with suppress(Empty):
                 if self._wishes.get(timeout=settings.drain_seconds) == "ended":
                     return
+            self._drain(False)
         for services in HOME.every_open():
             interrupt_now(services)
         seconds = settings.grace_seconds + _MARGIN_SECONDS

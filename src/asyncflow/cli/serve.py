@@ -205,9 +205,13 @@ def _serve_watched(deployments: Sequence[Deployment], limit: int | None, backend
         complain(message)
         os._exit(status)
 
-    def drain() -> None:
-        showing.view.stop(_how_long(services, stopper))
-        services.intake.is_open = False
+    def drain(is_first: bool) -> None:
+        if is_first:
+            services.intake.is_open = False
+            showing.view.stop("Stopping", f"{stopper.cause}: no more runs begin{_left(services, stopper)}")
+        elif left := len(services.live()):
+            seconds = services.settings.grace_seconds
+            showing.view.stop("Interrupting", f"{left} run{'' if left == 1 else 's'}, with {seconds:g} s to clean up")
 
     stopper = Stopper(services, showing.going, leave, drain=drain)
 
@@ -232,9 +236,9 @@ def _serve_watched(deployments: Sequence[Deployment], limit: int | None, backend
     return stopper.status or 0
 
 
-def _how_long(services: Services, stopper: Stopper) -> str:
+def _left(services: Services, stopper: Stopper) -> str:
     left, seconds = len(services.live()), services.settings.drain_seconds
     if not left:
-        return f"{stopper.cause}: no more runs begin"
+        return ""
     runs = "the run that goes on has" if left == 1 else f"the {left} runs that go on have"
-    return f"{stopper.cause}: no more runs begin; {runs} {seconds:g} s to end, or until the next {stopper.cause}"
+    return f"; {runs} {seconds:g} s to end, or until the next {stopper.cause}"

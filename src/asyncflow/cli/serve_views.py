@@ -53,7 +53,7 @@ class ServeView(Protocol):
     def show(self) -> None:
         """What came since the last time."""
 
-    def stop(self, text: str) -> None:
+    def stop(self, what: str, text: str) -> None:
         """No more runs begin."""
 
     def log(self, record: logging.LogRecord, text: str) -> None:
@@ -117,7 +117,7 @@ class Showing:
     def _look(self) -> None:
         while self._begun:
             run = self._begun.popleft()
-            self._going[run.id] = run, 0
+            self._going[run.id] = run, _before_its_claim(run.rows()[0])
         for run, seen in list(self._going.values()):
             row = run.rows()[0]
             if row.seq > seen:
@@ -126,6 +126,11 @@ class Showing:
                 if is_over(row):
                     del self._going[run.id]
         self.view.show()
+
+
+def _before_its_claim(row: RunRow) -> int:
+    """How many of its states were told before: those of its earlier lives, here or in another process."""
+    return max((n for n, state in enumerate(states_of(row)) if state.is_pending()), default=0)
 
 
 # --- plain lines -----------------------------------------------------------------------------
@@ -166,9 +171,9 @@ class LinesView:
         for _, line in sorted(lines, key=lambda entry: entry[0]):
             self._console.print(line, soft_wrap=True)
 
-    def stop(self, text: str) -> None:
+    def stop(self, what: str, text: str) -> None:
         """Keep a line about it."""
-        self._say("Stopping", text)
+        self._say(what, text)
 
     def log(self, record: logging.LogRecord, text: str) -> None:
         """Keep it for the next time."""
@@ -227,10 +232,10 @@ class BoardView:
             self._drawn = lines
             self._screen.draw(lines)
 
-    def stop(self, text: str) -> None:
+    def stop(self, what: str, text: str) -> None:
         """Print it above."""
         self._board.is_stopping = True
-        self._screen.say(plain_line(_now(), "Stopping", "bold", text))
+        self._screen.say(plain_line(_now(), what, "bold", text))
 
     def log(self, record: logging.LogRecord, text: str) -> None:
         """Print warnings above. (All else that runs log is in their records: `asyncflow runs logs ID`.)"""

@@ -11,7 +11,7 @@ from uuid import UUID
 from rich.console import Console
 from rich.text import Text
 
-from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, RunRow, flow_run_of, moment, task_run_of
+from asyncflow._rows import FLOW, STAND_IN, STATE_CODES, RunRow, flow_run_of, moment, parameters_of, task_run_of
 from asyncflow.cli.live import state_style, tree_line
 from asyncflow.cli.output import duration_between, one_line, printable
 from asyncflow.cli.run_table import due_words
@@ -121,7 +121,7 @@ def _tree(rows: Sequence[RunRow]) -> Iterator[Text]:
 def _parameters(row: RunRow) -> Iterator[Text]:
     if row.parameters not in (None, "{}"):
         yield _title("Parameters")
-        for name, value in json.loads(row.parameters or "{}").items():
+        for name, value in parameters_of(row).items():
             yield Text(f"  {one_line(name)} = {one_line(json.dumps(value, ensure_ascii=False))}")
 
 

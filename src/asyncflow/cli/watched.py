@@ -30,8 +30,7 @@ from asyncflow.cli.output import complain, error_console, json_text, one_line
 from asyncflow.error_records import error_summary
 from asyncflow.exceptions import DurabilityError, NotJSONError
 from asyncflow.flows import Flow
-from asyncflow.parameters import PREVIEW_KEY
-from asyncflow.previews import preview
+from asyncflow.previews import PREVIEW_KEY, preview
 from asyncflow.runs import FlowRun
 from asyncflow.runtime import HOME
 from asyncflow.serializers import encode

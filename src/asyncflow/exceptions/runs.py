@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncflow.exceptions.base import AsyncflowError, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "CannotCancelNestedRunError",
@@ -13,6 +16,7 @@ __all__ = [
     "CrashedRunError",
     "FailedRunError",
     "IllegalTransitionError",
+    "MissingParametersError",
     "NestingTooDeepError",
     "NoRuntimeError",
     "RunCancelledError",
@@ -171,6 +175,19 @@ class CannotResumeError(AsyncflowError):
         self.why = why
         self.instead = instead
         super().__init__(f"run {self.run_id} cannot be resumed: {why}. {instead}")
+
+
+class MissingParametersError(CannotResumeError):
+    """The record of a run does not hold everything that it was given: what is not JSON, and what is secret, is not."""
+
+    def __init__(self, run_id: object, missing: Sequence[str]) -> None:
+        self.missing: tuple[str, ...] = tuple(missing)
+        given = ", ".join(f'"{name}": ...' for name in missing)
+        super().__init__(
+            run_id,
+            f"its record does not hold the value of {', '.join(map(repr, missing))}",
+            f"Pass what is missing: resume_flow_run(id, parameters={{{given}}})",
+        )
 
 
 class NoRuntimeError(AsyncflowError, RuntimeError):

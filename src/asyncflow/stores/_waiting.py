@@ -7,6 +7,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from asyncflow._deployment_rows import CANCEL_NEW, NOBODY, DeploymentRow, RuleRow
+from asyncflow._given import without_secrets
 from asyncflow._rows import FIRST_FINAL, RunRow, moved
 from asyncflow._rules import RESUMING
 from asyncflow.states import StateType
@@ -139,7 +140,7 @@ def claimed(row: RunRow, now: int, owner: int) -> RunRow:
 
 def cancelled(row: RunRow, now: int, owner: int, message: str) -> RunRow:
     """`row`, which waited, and is not to be begun any more."""
-    return moved(row, StateType.CANCELLED, now, message=message)._replace(owner=owner)
+    return moved(without_secrets(row), StateType.CANCELLED, now, message=message)._replace(owner=owner)
 
 
 def turned_away(row: RunRow, now: int, owner: int, limits: Mapping[bytes, int | None]) -> RunRow:
