@@ -492,7 +492,7 @@ print("asyncio" in sys.modules and asyncio._get_running_loop())
 
 def test_a_plain_script_calls_a_sync_flow(run_python: RunPython) -> None:
     lines = run_python(SCRIPT).stdout.splitlines()
-    assert lines == ["(42, True)", "['asyncflow-upkeep', 'asyncflow-writer']", "None"]
+    assert lines == ["(42, True)", "['asyncflow-bell', 'asyncflow-upkeep', 'asyncflow-writer']", "None"]
 
 
 @pytest.mark.parametrize(

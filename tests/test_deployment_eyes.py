@@ -52,6 +52,7 @@ async def test_an_input_that_comes_when_the_run_has_completed_is_told_where_the_
         run = asks.submit()
         with anyio.fail_after(LONG):
             while not run.state.is_paused():
+                assert not run.state.is_final(), run.state
                 await anyio.sleep(0.001)
             await resume_flow_run(run.flow_run_id, run_input="first")
             assert await run == "first"

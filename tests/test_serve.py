@@ -463,6 +463,33 @@ async def test_what_does_not_happen_starts_a_run(clock: VirtualClock) -> None:
         assert timedelta(hours=1) <= run.start_time - BEGIN < timedelta(hours=1, seconds=5)
 
 
+@pytest.mark.anyio
+async def test_a_trigger_is_not_set_off_by_the_runs_it_starts(runtime: Runtime) -> None:
+    begun: list[int] = []
+
+    @flow
+    async def notify() -> None:
+        begun.append(1)
+        raise ValueError("the mail server is down")
+
+    @flow
+    async def broken() -> None:
+        raise ValueError("broken")
+
+    async with served(notify.to_deployment("mail", triggers=[EventTrigger("flow-run.Failed")])) as client:
+        await broken(return_state=True)
+        await until(lambda: _has_failed(client, "notify", 1))
+        await broken(return_state=True)
+        await until(lambda: _has_failed(client, "notify", 2))
+        await broken(return_state=True)
+        await until(lambda: _has_failed(client, "notify", 3))
+    assert len(begun) == 3
+
+
+async def _has_failed(client: Client, flow_name: str, number: int) -> bool:
+    return len(await client.read_flow_runs(flow_name=flow_name, state="failed")) >= number
+
+
 async def test_a_trigger_whose_events_are_gone_goes_on_from_now(
     runtime: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -101,14 +101,20 @@ class DeploymentStore(ABC):
         neither ended nor rest (Interrupted, Suspended). Of several processes that claim at once each run
         is given to one, and never are there more than the limit.
 
+        What was due when it was written (asked for now, requeued, or claimed before) stays due when the
+        clock is set back: if it is due later than `now` by its row, it is due now from then on.
+
         Where the deployment's `collision` says CANCEL_NEW, due runs that there is no room for become Cancelled.
         """
 
     @abstractmethod
-    def next_due(self, deployment_ids: Sequence[bytes], after: int | None = None) -> int | None:
+    def next_due(
+        self, deployment_ids: Sequence[bytes], after: int | None = None, *, now: int | None = None
+    ) -> int | None:
         """When the first of those is due that wait (of those due after a moment); None when none does.
 
-        It may be due already, and wait for room.
+        It may be due already, and wait for room. With `now` (and without `after`) that is also said of those that
+        were due when they were written, by a clock that was set back since: `claim_due` takes them.
         """
 
     @abstractmethod

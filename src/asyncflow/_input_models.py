@@ -5,7 +5,6 @@ pydantic is imported when a model is made.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, cast
@@ -103,5 +102,5 @@ def input_model(option: str, type_: Any) -> InputModel:
 
 
 def is_loaded() -> bool:
-    """Whether a model is made without an import that takes tens of milliseconds."""
-    return "pydantic.type_adapter" in sys.modules
+    """Whether one was made before: for the first, pydantic is imported, and looks for its plugins on the disk."""
+    return _made.cache_info().currsize > 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
@@ -21,7 +21,16 @@ from asyncflow._cancellation import outermost_of
 from asyncflow._control.run_control import RunControl
 from asyncflow._deployment_rows import DeploymentRow
 from asyncflow._deployments.run_ends import wait_for_end
-from asyncflow._deployments.waiting_runs import Asked, Parent, due_at, find_deployment, full_name, waiting_row
+from asyncflow._deployments.waiting_runs import (
+    Asked,
+    Parent,
+    checked_key,
+    checked_tags,
+    due_at,
+    find_deployment,
+    full_name,
+    waiting_row,
+)
 from asyncflow._engine.calls import deliver, restore_context, tags_for
 from asyncflow._engine.checkpoints import check_call
 from asyncflow._engine.endings import resting_name
@@ -37,7 +46,7 @@ from asyncflow._specs import Kind, Options, Spec, make_spec
 from asyncflow._upkeep import microseconds_now
 from asyncflow.client import Client
 from asyncflow.context import current_run, detached
-from asyncflow.exceptions import DeploymentError, RunNotFoundError
+from asyncflow.exceptions import DeploymentError, OptionError, RunNotFoundError
 from asyncflow.retries import Seconds
 from asyncflow.runs import FlowRun
 from asyncflow.states import ABSENT, State, StateDetails, StateType
@@ -82,10 +91,14 @@ def run_deployment(
         as_subflow: Whether a run that goes on here has it as a part of itself.
 
     Raises `DeploymentNotFoundError`, and `DeploymentParametersError` for names that the flow does not have.
-    Values that do not fit the flow fail the run.
+    Values that do not fit the flow fail the run. `OptionError` for a `timeout` that is negative or no number.
     """
-    wanted = _Wanted(dict(parameters or {}), scheduled_time, flow_run_name, tuple(tags), idempotency_key)
+    wanted = _Wanted(
+        dict(parameters or {}), scheduled_time, flow_run_name, checked_tags(tags), checked_key(idempotency_key)
+    )
     seconds = time_to_wait(timeout)
+    if timeout is not None and (timeout < timedelta() if isinstance(timeout, timedelta) else timeout < 0):
+        raise OptionError("timeout", timeout, "seconds from 0, a timedelta, or None for no limit")
     return Operation("run_deployment", _run_deployment(deployment, wanted, seconds, as_subflow=as_subflow))
 
 

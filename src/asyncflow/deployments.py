@@ -32,8 +32,8 @@ class DeploymentOptions(TypedDict, total=False):
     cron: str | None
     interval: float | timedelta | None
     rrule: str | None
-    schedules: Iterable[Schedule]
-    triggers: Iterable[Trigger]
+    schedules: Schedule | Iterable[Schedule]
+    triggers: Trigger | Iterable[Trigger]
     tags: Iterable[str]
     concurrency_limit: int | None
     collision: Collision
@@ -79,8 +79,8 @@ class Deployment:
         self._check_options()
         fixed: dict[str, Any] = {
             "parameters": self._checked(self.parameters),
-            "schedules": tuple(self._with_slug(each) for each in self.schedules),
-            "triggers": tuple(self._with_slug(each, is_template=True) for each in self.triggers),
+            "schedules": tuple(self._with_slug(each) for each in _schedules(self.schedules)),
+            "triggers": tuple(self._with_slug(each, is_template=True) for each in _triggers(self.triggers)),
         }
         for name, value in fixed.items():
             object.__setattr__(self, name, value)
@@ -100,6 +100,9 @@ class Deployment:
             raise OptionError("concurrency_limit", self.concurrency_limit, "a whole number from 1, or None")
         if self.collision not in get_args(Collision):
             raise OptionError("collision", self.collision, "one of " + ", ".join(map(repr, get_args(Collision))))
+        paused: Any = self.paused
+        if not isinstance(paused, bool):  # any text is true, "no" as well
+            raise OptionError("paused", paused, "True or False")
         tags: Any = self.tags
         object.__setattr__(self, "tags", tuple(dict.fromkeys(tags)))
         if isinstance(tags, str) or not all(_is_text(tag) for tag in self.tags):
@@ -184,13 +187,14 @@ def make_deployment(
     cron: str | None = None,
     interval: float | timedelta | None = None,
     rrule: str | None = None,
-    schedules: Iterable[Schedule] = (),
+    schedules: Schedule | Iterable[Schedule] = (),
     parameters: Mapping[str, Any] | None = None,
-    triggers: Iterable[Trigger] = (),
+    triggers: Trigger | Iterable[Trigger] = (),
     tags: Any = (),
     **others: Any,
 ) -> Deployment:
     """A deployment of a flow; `cron`, `interval` and `rrule` are short for one schedule each."""
+    _refuse_unknown(others)
     short: list[Schedule] = []
     if cron is not None:
         short.append(Cron(cron))
@@ -202,11 +206,37 @@ def make_deployment(
         flow=flow,
         name=name,
         parameters=parameters or {},
-        schedules=(*short, *schedules),
-        triggers=(*triggers,),
+        schedules=(*short, *_schedules(schedules)),
+        triggers=_triggers(triggers),
         tags=tags,
         **others,
     )
+
+
+def _schedules(given: object) -> tuple[Schedule, ...]:
+    return _rules("schedules", given, Schedule, 'a schedule or several, such as [Cron("0 9 * * *"), Interval(60)]')
+
+
+def _triggers(given: object) -> tuple[Trigger, ...]:
+    return _rules("triggers", given, Trigger, 'a trigger or several, such as [EventTrigger("order.paid")]')
+
+
+def _rules(option: str, given: Any, kind: Any, expected: str) -> tuple[Any, ...]:
+    """One rule, or several, as a tuple."""
+    is_one = isinstance(given, kind) or not hasattr(given, "__iter__")
+    rules: tuple[Any, ...] = (given,) if is_one else tuple(given)
+    if not all(isinstance(each, kind) for each in rules):
+        raise OptionError(option, given, expected)
+    return rules
+
+
+def _refuse_unknown(options: Mapping[str, Any]) -> None:
+    """Raise `TypeError` as a call with a misspelled option does, by the name that the caller knows."""
+    known = sorted(DeploymentOptions.__optional_keys__)
+    for name in options:
+        if name not in known:
+            problem = f"to_deployment() got an unexpected option {name!r}; it takes {', '.join(known)}"
+            raise TypeError(problem)
 
 
 def _is_text(text: object) -> bool:

@@ -117,7 +117,7 @@ class Server:
         self._flows: dict[bytes, Declared] = {each.id.bytes: each.flow for each in deployments}
         self._limit = limit
         self._running: set[FlowRunFuture[Any]] = set()
-        self._complaints = Complaints()
+        self._complaints = Complaints(services.clock.monotonic)
         self._scheduler = Scheduler(services, self._flows, self._complaints)
         self._host: Host = host_here(services.clock)
         self._alarm = Alarm()
@@ -216,10 +216,10 @@ class Server:
         next_slot = self._scheduler.turn(now)
         self._requeue_interrupted(now)
         ids = list(self._flows)
-        first, late_at, dead_at = store.next_due(ids), None, None
+        first, late_at, dead_at = store.next_due(ids, now=now), None, None
         if first is not None and first <= now and room:
             self._taken += store.claim_due(ids, now, room)
-            before, first = first, store.next_due(ids)
+            before, first = first, store.next_due(ids, now=now)
             if self._cancels and (self._taken or first != before):  # else nothing has changed: who rang would ring on
                 store.ring()  # one may have been Cancelled for want of room, and somebody waits for it
         if first is not None and first <= now:  # it waits for room

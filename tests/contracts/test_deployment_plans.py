@@ -34,6 +34,8 @@ PLANS: list[tuple[queries.Query, str]] = [
     (queries.due([(OF_ONE, 3), (OF_ONE, 4)], START), f"{OPEN} AND owner=? AND scheduled<?)"),
     (queries.places([OF_ONE, OF_ONE]), f"{OPEN} AND owner>?)"),
     (queries.next_due([OF_ONE], START), f"{OPEN} AND owner=? AND scheduled>?)"),
+    (queries.set_forward([OF_ONE, OF_ONE], START), "run_was_due (deployment_id=? AND scheduled>?)"),
+    (queries.is_any_set_forward([OF_ONE], START), "run_was_due (deployment_id=? AND scheduled>?)"),
     (queries.of_keys(OF_ONE, ["a", "b"]), "run_of_idempotency_key (deployment_id=? AND idempotency_key=?)"),
     (queries.is_running(OF_ONE, "daily@"), f"{OPEN})"),
     ((queries.READ_WAITING, [OF_ONE]), f"{OPEN} AND owner=?)"),
@@ -86,11 +88,11 @@ def test_runs_of_no_deployment_are_in_none_of_its_indexes(tmp_path: Path) -> Non
     record(store, *(run_row() for _ in range(2000)), *(run_row(kind=FLOW, name="n") for _ in range(100)))
     store.close()
     connection = sqlite3.connect(home / "asyncflow.db")
-    names = "run_of_deployment", "run_of_deployment_open", "run_not_late", "run_of_idempotency_key"
+    names = "run_of_deployment", "run_of_deployment_open", "run_not_late", "run_was_due", "run_of_idempotency_key"
     roots = connection.execute(f"SELECT name, rootpage FROM sqlite_master WHERE name IN {names}").fetchall()
     (size,) = connection.execute("PRAGMA page_size").fetchone()
     connection.close()
-    assert len(roots) == 4
+    assert len(roots) == 5
     database = (home / "asyncflow.db").read_bytes()
     for name, root in roots:
         page = database[(root - 1) * size : root * size]

@@ -149,6 +149,14 @@ class Deployments(RuleBasedStateMachine):
             if self.limits[row.deployment_id or b""] is not None:
                 assert self.places(row.deployment_id) <= (self.limits[row.deployment_id or b""] or 0)
 
+    @rule(served=st.lists(names, max_size=4), limit=st.integers(0, 4), back=st.integers(1, 9))
+    def claim_by_a_clock_set_back(self, served: list[str], limit: int, back: int) -> None:
+        ids, now = [self.deployment(name).id for name in served], self.tick() - 1000 * back
+        before = {row.id: row for row in self.memory.read_runs(ALL)}
+        for taken in self.both(lambda store: store.claim_due(ids, now, limit)):
+            row = before[taken.id]
+            assert (row.scheduled or 0) <= now or row.seq > 1 or (row.scheduled or 0) <= row.created
+
     def places(self, deployment_id: bytes | None) -> int:
         return sum(
             row.state < FIRST_FINAL
@@ -220,6 +228,7 @@ class Deployments(RuleBasedStateMachine):
         self.both(lambda store: store.count_outermost())
         self.both(lambda store: store.next_due(ids))
         self.both(lambda store: store.next_due(ids[:2], self.now))
+        self.both(lambda store: store.next_due(ids, now=self.now - 3000))
         self.both(lambda store: store.read_oldest(9, before=self.now + 1))
         self.both(lambda store: store.read_runs(RunQuery(kinds=frozenset({FLOW}), deployment_id=ids[0])))
 

@@ -31,6 +31,7 @@ from asyncflow.exceptions import (
     CannotResumeError,
     InputTooLargeError,
     MissingParametersError,
+    NotJSONError,
     RunElsewhereError,
     RunNotFoundError,
 )
@@ -43,6 +44,7 @@ from asyncflow.states import State, StateType
 __all__ = ["RunControl", "input_text", "live_flow_run", "recorded_flow_run"]
 
 _COMPLETED = STATE_CODES[StateType.COMPLETED]
+_SEND_PLAIN = "Send plain data, a dataclass or a pydantic model, with no secret in it: it is stored as it is"
 _NEED_LOOP = (Colour.ASYNC, Colour.ASYNC_GENERATOR)
 
 
@@ -209,7 +211,10 @@ def input_text(value: Any, key: str | None, settings: Settings) -> str | None:
     """An input as JSON, no larger than parameters may be; None for none."""
     if value is None:
         return None
-    text = encode(value, where="input")
+    try:
+        text = encode(value, where="input")
+    except NotJSONError as error:
+        raise NotJSONError(error.path, error.problem, _SEND_PLAIN) from None
     size, limit = len(text.encode()), settings.parameters_limit
     if limit and size > limit:
         raise InputTooLargeError(key or "input", size=size, limit=limit)

@@ -11,7 +11,15 @@ from uuid import UUID
 from asyncflow._backend.base import Host
 from asyncflow._deployment_rows import SCHEDULE, DeploymentRow
 from asyncflow._deployments.run_ends import wait_for_end
-from asyncflow._deployments.waiting_runs import Asked, due_at, find_deployment, full_name, waiting_row
+from asyncflow._deployments.waiting_runs import (
+    Asked,
+    checked_key,
+    checked_tags,
+    due_at,
+    find_deployment,
+    full_name,
+    waiting_row,
+)
 from asyncflow._outcomes import time_to_wait
 from asyncflow._queries import RunQuery
 from asyncflow._rows import flow_run_of
@@ -83,10 +91,12 @@ class DeploymentQueries:
             idempotency_key: Where the deployment has a run with this key already, that one is given.
         """
 
+        given_tags, key = checked_tags(tags), checked_key(idempotency_key)
+
         def create(services: Services) -> FlowRun:
             row, now = find_deployment(services.store, deployment), microseconds_now(services)
             due = due_at("scheduled_time", scheduled_time, now)
-            asked = Asked(parameters or {}, due, flow_run_name, tags, idempotency_key)
+            asked = Asked(parameters or {}, due, flow_run_name, given_tags, key)
             (made,) = services.store.enqueue([waiting_row(row, asked, now)])
             services.store.ring()
             return flow_run_of(made)

@@ -11,7 +11,9 @@ from asyncflow._outcomes import blocked
 from asyncflow._rows import FIRST_FINAL, RunRow
 from asyncflow._run import Run, Waiter
 from asyncflow._services import Services
-from asyncflow.exceptions import RunNotFoundError, WaitCycleError
+from asyncflow.error_records import error_summary
+from asyncflow.exceptions import CodecError, RunNotFoundError, StoreError, WaitCycleError
+from asyncflow.logs import library_logger
 
 __all__ = ["LOOK_SECONDS", "Alarm", "listening", "wait_for_end"]
 
@@ -66,18 +68,32 @@ async def wait_for_end(
 ) -> RunRow:
     """Wait until a run has ended, at most `seconds`; gives its row as it is then.
 
-    `waiting` is the run whose body waits; `seen` is called with each row that was read. Raises
-    `RunNotFoundError` when there is no such run (any more), and `WaitCycleError` when it is around the one that waits.
+    `waiting` is the run whose body waits; `seen` is called with each row that was read. A look that fails is
+    taken again, as the run goes on all the same. Raises `RunNotFoundError` when there is no such run (any
+    more), `WaitCycleError` when it is around the one that waits, and `StoreError` when the last look failed.
     """
     _refuse_cycle(run_id, waiting)
     monotonic = services.clock.monotonic
     until = None if seconds is None else monotonic() + seconds
+    is_told = False
     alarm = Alarm()
     stop = listening(services, alarm.wake)
     try:
         while True:
             signal = alarm.renew(host)
-            row = await services.ask(host, partial(services.store.read_run, run_id))
+            try:
+                row = await services.ask(host, partial(services.store.read_run, run_id))
+            except CodecError:
+                raise  # without its key it will not be read later either
+            except StoreError as error:
+                left = None if until is None else until - monotonic()
+                if left is not None and left <= 0:
+                    raise
+                if not is_told:
+                    is_told = True
+                    _tell(run_id, error)
+                await blocked(host, waiting, signal, LOOK_SECONDS if left is None else min(LOOK_SECONDS, left))
+                continue
             if row is None:
                 raise RunNotFoundError(UUID(bytes=run_id))
             if seen is not None:
@@ -88,6 +104,13 @@ async def wait_for_end(
             await _rest(services, host, run_id, signal, left, waiting)
     finally:
         stop()
+
+
+def _tell(run_id: bytes, error: StoreError) -> None:
+    library_logger().warning(
+        "looking whether the run %s has ended failed; it is tried again, and this is said once: %s",
+        UUID(bytes=run_id), error_summary(error),
+    )  # fmt: skip
 
 
 def _refuse_cycle(run_id: bytes, waiting: Run | None) -> None:

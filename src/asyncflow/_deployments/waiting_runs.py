@@ -24,6 +24,8 @@ from asyncflow.states import StateType
 __all__ = [
     "Asked",
     "Parent",
+    "checked_key",
+    "checked_tags",
     "deployment_id_of",
     "due_at",
     "encoded_parameters",
@@ -155,6 +157,21 @@ def waiting_row(deployment: DeploymentRow, asked: Asked, now: int) -> RunRow:
         scheduled=asked.due,
         idempotency_key=asked.key,
     )
+
+
+def checked_tags(tags: Iterable[Any]) -> tuple[str, ...]:
+    """The tags that somebody gave. Raises `OptionError`."""
+    found = () if isinstance(tags, str) else tuple(tags)
+    if isinstance(tags, str) or not all(isinstance(tag, str) and tag for tag in found):
+        raise OptionError("tags", tags, "texts that are not empty, such as ['nightly']")
+    return found
+
+
+def checked_key(key: Any) -> str | None:
+    """The idempotency key that somebody gave. Raises `OptionError`."""
+    if key is not None and (not isinstance(key, str) or not key):  # an empty one comes of a variable that is not set
+        raise OptionError("idempotency_key", key, "a text that is not empty, or None")
+    return key
 
 
 def _is_secret(facts: Mapping[str, Any], name: str) -> bool:

@@ -57,7 +57,7 @@ class Scheduler:
     def __init__(self, services: Services, deployments: Iterable[bytes], complaints: Complaints | None = None) -> None:
         self._services = services
         self._ids = list(deployments)
-        self._complaints = complaints or Complaints()
+        self._complaints = complaints or Complaints(services.clock.monotonic)
         self._planned: list[_Planned] = []
         self._read_at: int | None = None
         self.triggers = TriggerTurn(services, self._complaints)

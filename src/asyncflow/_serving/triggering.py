@@ -61,6 +61,11 @@ class _Followed:
         self._trigger = self._trigger or trigger_of_rule(self.row)
         return self._trigger
 
+    def facts_of(self, rows: Iterable[EventRow]) -> list[EventFact]:
+        """What happened, without the states of the deployment's own runs: else one that fails could start the next."""
+        own = self.deployment.id
+        return [_fact_of(row) for row in rows if row.run is None or row.run.deployment_id != own]
+
     def wants_to_keep(self, now: int) -> bool:
         """Whether its state is to be written although nothing was fired."""
         cursor, memory = self.kept
@@ -132,7 +137,7 @@ class TriggerTurn:
         while not page.is_last:
             page = self._read(each, newest)
             until = now if page.is_last else page.rows[-1].at
-            memory, firings = advance(each.trigger, each.memory, [_fact_of(row) for row in page.rows], until)
+            memory, firings = advance(each.trigger, each.memory, each.facts_of(page.rows), until)
             if firings:
                 runs = [row for firing in firings if (row := self._run_of(each, firing, now)) is not None]
                 if not self._write(each, page.cursor, memory, now, runs):

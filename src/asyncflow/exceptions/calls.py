@@ -145,13 +145,15 @@ class ParametersTooLargeError(AsyncflowError, ValueError):
 class NotJSONError(AsyncflowError, TypeError):
     """A value cannot be written as JSON without changing its meaning."""
 
-    def __init__(self, path: str, problem: str) -> None:
+    def __init__(self, path: str, problem: str, advice: str | None = None) -> None:
         self.path = path
         self.problem = problem
-        super().__init__(
-            f"{path} is not JSON: {problem}. Return plain data, a dataclass or a pydantic model, "
-            f"or say persist_result=False to keep the value in memory only"
+        self.advice = advice or (
+            "Return plain data, a dataclass or a pydantic model, "
+            "or say persist_result=False to keep the value in memory only"
         )
+        """What to do; of a result, unless said otherwise."""
+        super().__init__(f"{path} is not JSON: {problem}. {self.advice}")
 
 
 class NotDigestibleError(AsyncflowError, TypeError):

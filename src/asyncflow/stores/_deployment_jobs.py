@@ -147,6 +147,8 @@ def claim_due(
 ) -> list[RunRow]:
     """As the port says."""
     with transaction(connection):
+        for some in _parts(deployment_ids):
+            connection.execute(*queries.set_forward(some, now))
         queues = [each for some in _parts(deployment_ids) for each in _queues(connection, some, now, limit)]
         away = [run_id for queue in queues for run_id in queue.turned_away]
         limits = {each.deployment.id: each.deployment.concurrency_limit for each in queues}

@@ -12,8 +12,8 @@ from asyncflow.stores._queries import ENQUEUED, RUN, WAITS
 
 __all__ = [
     "DEPLOYMENT", "INPUT", "IS_ANY_LATE", "READ_ANSWER", "READ_INPUTS", "READ_NOT_LATE", "READ_REQUESTS",
-    "READ_WAITING", "REQUEST", "RULE", "Query", "due", "is_running", "next_due", "of_keys", "places",
-    "read_deployments", "read_rules",
+    "READ_WAITING", "REQUEST", "RULE", "Query", "due", "is_any_set_forward", "is_running", "next_due", "of_keys",
+    "places", "read_deployments", "read_rules", "set_forward",
 ]  # fmt: skip
 
 Query = tuple[str, list[Any]]
@@ -26,6 +26,11 @@ INPUT = ", ".join(InputRow._fields)
 # What a partial index holds is said in its own words, or the planner would not see that it applies.
 _OPEN_OF = f"run.deployment_id = {{}} AND run.state < {FIRST_FINAL}"
 _NOT_LATE = f"run.deployment_id IS NOT NULL AND run.state = {SCHEDULED} AND run.state_name IS NULL AND {ENQUEUED}"
+# As `_waiting.was_due` says; by the index `run_was_due`.
+_WAS_DUE = (
+    f"run.deployment_id IS NOT NULL AND run.state = {SCHEDULED} AND run.owner = {NOBODY} "
+    "AND (run.scheduled <= run.created OR run.seq > 1) AND run.scheduled > ?"
+)
 
 READ_WAITING = f"SELECT {RUN} FROM run WHERE {_OPEN_OF.format('?')} AND {ENQUEUED} ORDER BY scheduled, id"
 READ_NOT_LATE = f"SELECT {RUN} FROM run WHERE {_NOT_LATE} AND scheduled <= ? ORDER BY scheduled, id LIMIT ?"
@@ -79,6 +84,21 @@ def due(wanted: Iterable[tuple[bytes, int]], now: int) -> Query:
         values += [deployment_id, now, number]
         parts += 1
     return " UNION ALL ".join([first] * parts), values
+
+
+def set_forward(deployment_ids: Sequence[bytes], now: int) -> Query:
+    """Have runs due now that were due when they were written, by a clock that was set back since.
+
+    As a statement of its own, so that all else may go by `scheduled` alone; and what is due later does not overtake.
+    """
+    sql = f"UPDATE run SET scheduled = ? WHERE {_WAS_DUE} AND run.deployment_id IN ({_marks(deployment_ids)})"
+    return sql, [now, now, *deployment_ids]
+
+
+def is_any_set_forward(deployment_ids: Sequence[bytes], now: int) -> Query:
+    """Whether there are runs that `set_forward` would have due."""
+    sql = f"SELECT 1 FROM run WHERE {_WAS_DUE} AND run.deployment_id IN ({_marks(deployment_ids)}) LIMIT 1"
+    return sql, [now, *deployment_ids]
 
 
 def next_due(deployment_ids: Sequence[bytes], after: int) -> Query:

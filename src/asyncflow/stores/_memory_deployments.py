@@ -25,6 +25,7 @@ from asyncflow.stores._waiting import (
     late,
     may_fire,
     turned_away,
+    was_due,
 )
 
 __all__ = ["MemoryDeployments"]
@@ -139,6 +140,8 @@ class MemoryDeployments(MemoryRows, DeploymentStore):
     def claim_due(self, deployment_ids: Sequence[bytes], now: int, limit: int) -> list[RunRow]:
         self._check()
         with self._lock:
+            forward = [row for row in self._enqueued(self._known(deployment_ids)) if _due(row, now) < _when(row)[0]]
+            self._keep(row._replace(scheduled=now) for row in forward)
             queues = [self._queue(self._deployments[each], now) for each in self._known(deployment_ids)]
             away = [run_id for queue in queues for run_id in queue.turned_away[:BATCH]]
             limits = {each.deployment.id: each.deployment.concurrency_limit for each in queues}
@@ -158,10 +161,12 @@ class MemoryDeployments(MemoryRows, DeploymentStore):
         due = [_when(row) for row in self._enqueued({deployment.id}) if _when(row)[0] <= now]
         return Queue(deployment, running, due)
 
-    def next_due(self, deployment_ids: Sequence[bytes], after: int | None = None) -> int | None:
+    def next_due(
+        self, deployment_ids: Sequence[bytes], after: int | None = None, *, now: int | None = None
+    ) -> int | None:
         self._check()
         with self._lock:
-            due = [_when(row)[0] for row in self._enqueued(self._known(deployment_ids))]
+            due = [_due(row, now) for row in self._enqueued(self._known(deployment_ids))]
         return min((at for at in due if after is None or at > after), default=None)
 
     def requeue(self, run_id: bytes, seq: int, now: int) -> RunRow | None:
@@ -194,3 +199,8 @@ class MemoryDeployments(MemoryRows, DeploymentStore):
 
 def _when(row: RunRow) -> tuple[int, bytes]:
     return row.created if row.scheduled is None else row.scheduled, row.id
+
+
+def _due(row: RunRow, now: int | None) -> int:
+    due, _ = _when(row)
+    return due if now is None or not was_due(row) else min(due, now)

@@ -185,6 +185,8 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             WHERE deployment_id IS NOT NULL AND state < 5""",
         """CREATE INDEX run_not_late ON run (scheduled)
             WHERE deployment_id IS NOT NULL AND state = 0 AND state_name IS NULL""",
+        """CREATE INDEX run_was_due ON run (deployment_id, scheduled)
+            WHERE deployment_id IS NOT NULL AND state = 0 AND owner = 0 AND (scheduled <= created OR seq > 1)""",
         """CREATE UNIQUE INDEX run_of_idempotency_key ON run (deployment_id, idempotency_key)
             WHERE idempotency_key IS NOT NULL""",
         """CREATE TABLE deployment (

@@ -14,6 +14,7 @@ from asyncflow.stores._access import Access
 __all__ = ["SQLiteDeployments"]
 
 _FIRST = -(2**63)
+_LOOKING = "looking for runs that are due"
 
 
 class SQLiteDeployments(Access, DeploymentStore):
@@ -62,7 +63,7 @@ class SQLiteDeployments(Access, DeploymentStore):
         )
 
     def claim_due(self, deployment_ids: Sequence[bytes], now: int, limit: int) -> list[RunRow]:
-        due = self.next_due(deployment_ids)
+        due = self.next_due(deployment_ids, now=now)
         if due is None or due > now:
             return []
         return self._call(
@@ -70,10 +71,14 @@ class SQLiteDeployments(Access, DeploymentStore):
             lambda connection: jobs.claim_due(connection, deployment_ids, now, limit, self.owner),
         )
 
-    def next_due(self, deployment_ids: Sequence[bytes], after: int | None = None) -> int | None:
+    def next_due(
+        self, deployment_ids: Sequence[bytes], after: int | None = None, *, now: int | None = None
+    ) -> int | None:
         sql, values = queries.next_due(deployment_ids, _FIRST if after is None else after)
-        ((due,),) = self._read("looking for runs that are due", sql, values)
-        return None if due is None else int(due)
+        ((due,),) = self._read(_LOOKING, sql, values)
+        if due is None or now is None or due <= now:
+            return None if due is None else int(due)
+        return now if self._read(_LOOKING, *queries.is_any_set_forward(deployment_ids, now)) else int(due)
 
     def requeue(self, run_id: bytes, seq: int, now: int) -> RunRow | None:
         return self._call(

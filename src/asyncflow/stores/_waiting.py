@@ -15,7 +15,7 @@ from asyncflow.stores._orphans import facts_of_waiting, waits
 
 __all__ = [
     "BATCH", "DELETED", "LATE", "Queue", "admitted", "brought_up_to_date", "cancelled", "chosen", "claimed",
-    "has_place", "is_of_rule", "kept_rule", "late", "may_fire", "prefix_of", "turned_away",
+    "has_place", "is_of_rule", "kept_rule", "late", "may_fire", "prefix_of", "turned_away", "was_due",
 ]  # fmt: skip
 
 LATE = "Late"
@@ -148,6 +148,13 @@ def turned_away(row: RunRow, now: int, owner: int, limits: Mapping[bytes, int | 
     limit = limits.get(row.deployment_id or b"")
     what = "run" if limit == 1 else "runs"
     return cancelled(row, now, owner, f"the limit of {limit} {what} of its deployment was reached")
+
+
+def was_due(row: RunRow) -> bool:
+    """Whether `row`, which waits, was due already when it was written; then it is, whatever a clock says that was set
+    back since. One in a later state than its first was claimed before, or is Late: it has been due too.
+    """
+    return row.seq > 1 or row.scheduled is None or row.scheduled <= row.created
 
 
 def late(row: RunRow, now: int) -> RunRow:

@@ -307,8 +307,10 @@ class FaultyStore(RunStore):
     def claim_due(self, deployment_ids: Sequence[bytes], now: int, limit: int) -> list[RunRow]:
         return self._ask(self.inner.claim_due, deployment_ids, now, limit)
 
-    def next_due(self, deployment_ids: Sequence[bytes], after: int | None = None) -> int | None:
-        return self._ask(self.inner.next_due, deployment_ids, after)
+    def next_due(
+        self, deployment_ids: Sequence[bytes], after: int | None = None, *, now: int | None = None
+    ) -> int | None:
+        return self._ask(self.inner.next_due, deployment_ids, after, now=now)
 
     def requeue(self, run_id: bytes, seq: int, now: int) -> RunRow | None:
         return self._ask(self.inner.requeue, run_id, seq, now)
