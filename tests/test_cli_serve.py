@@ -300,8 +300,8 @@ def test_the_board_says_how_many_it_leaves_out() -> None:
         board.take(row_of(n, StateType.FAILED if n % 10 == 0 else StateType.COMPLETED))
     assert sum(each.ended["done"] for each in served.values()) == 90
     assert sum(each.ended["failed"] for each in served.values()) == 10
-    shown = board.lines(now=2_000_000, width=80, height=80)
-    assert sum("  Completed  " in line.plain for line in shown) == 5
+    in_full = board.lines(now=2_000_000, width=80, height=80)
+    assert sum("  Completed  " in line.plain for line in in_full) == 5
 
 
 def test_a_board_without_a_change_is_the_same() -> None:

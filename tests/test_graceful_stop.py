@@ -502,8 +502,7 @@ async def test_the_warning_says_how_many_and_which_setting(home: Path, caplog: p
         body.submit()
         await began.wait()
     assert [record.getMessage() for record in caplog.records] == [
-        "interrupted, to be resumed: 1 run that had not ended 0.01 seconds after the runtime was left "
-        "(setting drain_seconds)"
+        "1 run is interrupted, to be resumed: not over 0.01 seconds after the runtime was left (setting drain_seconds)"
     ]
 
 

@@ -38,10 +38,10 @@ async def shut_down(services: Services, host: Host, *, drain: bool) -> None:
     try:
         if drain and (left := await _drain(services, host)):
             library_logger().warning(
-                "interrupted, to be resumed: %d %s that had not ended %g seconds after the runtime was left "
+                "%d %s interrupted, to be resumed: not over %g seconds after the runtime was left "
                 "(setting drain_seconds)",
                 len(left),
-                "run" if len(left) == 1 else "runs",
+                "run is" if len(left) == 1 else "runs are",
                 settings.drain_seconds,
             )
     finally:
