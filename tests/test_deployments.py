@@ -257,7 +257,9 @@ async def test_a_wait_for_a_run_ends_with_its_time(runtime: Runtime) -> None:
     assert await client.wait_for_flow_run(ended.id) == ended
 
 
-@pytest.mark.parametrize("option", [{"tags": "nightly"}, {"tags": [""]}, {"idempotency_key": ""}, {"idempotency_key": 3}])
+@pytest.mark.parametrize(
+    "option", [{"tags": "nightly"}, {"tags": [""]}, {"idempotency_key": ""}, {"idempotency_key": 3}]
+)
 async def test_what_a_run_is_asked_with_is_checked(runtime: Runtime, option: dict[str, Any]) -> None:
     client = get_client()
     await register(runtime, anything.to_deployment("x"))

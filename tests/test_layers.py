@@ -65,6 +65,7 @@ LAYERS: dict[str, list[str]] = {
     "live": [
         "_key_locks",
         "_gates",
+        "_alarm",
         "_limiter",
         "_rates",
         "_limits",

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-from asyncflow._backend.base import Host, Signal
+from asyncflow._alarm import Alarm
+from asyncflow._backend.base import Host
 from asyncflow._event_pages import EventReader
 from asyncflow._event_rows import cursor_of, event_of
 from asyncflow._journal import EventRow
@@ -22,19 +23,6 @@ _LOOK_SECONDS = 0.1
 
 _IN_A_ROW = 50
 """Events given before the loop's other tasks have a turn: a few milliseconds."""
-
-
-class _Alarm:
-    """What the store calls. Apart from its subscription, which can so be forgotten while it is watched for."""
-
-    __slots__ = ("signal",)
-
-    def __init__(self) -> None:
-        self.signal: Signal | None = None
-
-    def wake(self) -> None:
-        if self.signal is not None:
-            self.signal.set()
 
 
 class Subscription:
@@ -58,7 +46,7 @@ class Subscription:
         self._after = cursor_of(after)
         self._services: Services | None = None
         self._reader: EventReader | None = None
-        self._alarm = _Alarm()
+        self._alarm = Alarm()
         self._is_over = False
         self._given = 0
 
@@ -121,7 +109,7 @@ class Subscription:
         services, reader, after = self._services, self._reader, self._after
         if services is None or reader is None:  # ended meanwhile
             return
-        signal = self._alarm.signal = host.signal()  # before looking: what is committed meanwhile sets it
+        signal = self._alarm.renew(host)
         try:
             if services.store.is_instant:
                 await host.sleep(0)  # where nothing is waited for, others have their turn all the same

@@ -14,12 +14,13 @@ from uuid import UUID
 
 import orjson
 
+from asyncflow._alarm import Alarm
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
 from asyncflow._control.questions import flow_run_around, made_model
 from asyncflow._control.run_control import input_text, live_flow_run, recorded_flow_run
 from asyncflow._deployment_rows import InputRow
-from asyncflow._deployments.run_ends import LOOK_SECONDS, Alarm, listening
+from asyncflow._deployments.run_ends import LOOK_SECONDS, listening
 from asyncflow._operation import Operation
 from asyncflow._outcomes import blocked, time_to_wait
 from asyncflow._recorded import ENDING

@@ -12,10 +12,11 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
+from asyncflow._alarm import Alarm
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
 from asyncflow._deployments.complaints import Complaints
-from asyncflow._deployments.run_ends import LOOK_SECONDS, Alarm, listening
+from asyncflow._deployments.run_ends import LOOK_SECONDS, listening
 from asyncflow._engine.declared import Declared
 from asyncflow._engine.deployed import start_claimed
 from asyncflow._given import not_recorded

@@ -15,12 +15,13 @@ from uuid import UUID
 
 import orjson
 
+from asyncflow._alarm import Alarm
 from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
 from asyncflow._backend.inline import drive
 from asyncflow._control.orders import CANCEL, SUSPEND, carry_out, error_of, find_flow_run, told
 from asyncflow._deployment_rows import RequestRow
-from asyncflow._deployments.run_ends import LOOK_SECONDS, Alarm
+from asyncflow._deployments.run_ends import LOOK_SECONDS
 from asyncflow._outcomes import blocked
 from asyncflow._rows import FIRST_FINAL, RunRow, state_of
 from asyncflow._rules import RESTING

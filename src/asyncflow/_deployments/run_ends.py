@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from uuid import UUID
 
+from asyncflow._alarm import Alarm
 from asyncflow._backend.base import Host, Signal
 from asyncflow._outcomes import blocked
 from asyncflow._rows import FIRST_FINAL, RunRow
@@ -15,29 +16,10 @@ from asyncflow.error_records import error_summary
 from asyncflow.exceptions import CodecError, RunNotFoundError, StoreError, WaitCycleError
 from asyncflow.logs import library_logger
 
-__all__ = ["LOOK_SECONDS", "Alarm", "listening", "wait_for_end"]
+__all__ = ["LOOK_SECONDS", "listening", "wait_for_end"]
 
 LOOK_SECONDS = 1.0
 """How often to look although nobody rang: a bell that is lost costs that much and nothing more."""
-
-
-class Alarm:
-    """What bells and watchers call, from any thread; it wakes whoever waits now."""
-
-    __slots__ = ("signal",)
-
-    def __init__(self) -> None:
-        self.signal: Signal | None = None
-
-    def wake(self) -> None:
-        """Have the one who waits look."""
-        if self.signal is not None:
-            self.signal.set()
-
-    def renew(self, host: Host) -> Signal:
-        """What to wait for next. Made *before* looking: what happens meanwhile sets it."""
-        self.signal = host.signal()
-        return self.signal
 
 
 def listening(services: Services, wake: Callable[[], None]) -> Callable[[], None]:
