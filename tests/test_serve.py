@@ -68,7 +68,7 @@ async def runtime(request: pytest.FixtureRequest, home: Path) -> AsyncIterator[R
 
 
 @pytest.fixture
-def clock() -> Iterator[VirtualClock]:
+def clock(quiet_process: None) -> Iterator[VirtualClock]:
     """Virtual time, on which a runtime in memory is open."""
     with VirtualClock(start=BEGIN) as clock, Runtime(store=MemoryStore(), clock=clock):
         yield clock

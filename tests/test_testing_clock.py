@@ -49,7 +49,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture
-def clock(request: pytest.FixtureRequest) -> Iterator[VirtualClock]:
+def clock(request: pytest.FixtureRequest, quiet_process: None) -> Iterator[VirtualClock]:
     """With a parameter: how long it waits for what comes from outside."""
     with VirtualClock(io_seconds=getattr(request, "param", 0.05)) as clock, Runtime(store=MemoryStore(), clock=clock):
         yield clock

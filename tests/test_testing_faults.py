@@ -32,7 +32,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture
-def clock() -> Iterator[VirtualClock]:
+def clock(quiet_process: None) -> Iterator[VirtualClock]:
     with VirtualClock() as clock:
         yield clock
 
