@@ -154,7 +154,7 @@ class Bell:
         if self._thread is None:
             self._close_former()
         else:
-            with suppress(BlockingIOError):  # full: the thread is awake
+            with suppress(OSError):  # full: the thread is awake
                 os.write(former, _RING)
 
     def _close_former(self) -> None:
