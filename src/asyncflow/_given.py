@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncflow._rows import RunRow, birth_of, parameters_of
-from asyncflow.previews import is_preview
+from asyncflow.previews import PREVIEW_KEY, is_preview
 from asyncflow.serializers import encode
 
 __all__ = ["not_recorded", "without_secrets"]
@@ -18,6 +18,6 @@ def without_secrets(row: RunRow) -> RunRow:
 
 def not_recorded(row: RunRow) -> list[str]:
     """The names of the parameters whose values the row does not hold."""
-    if row.parameters is None or "__preview__" not in row.parameters:
+    if row.parameters is None or PREVIEW_KEY not in row.parameters:
         return []
     return [name for name, value in parameters_of(row).items() if is_preview(value)]

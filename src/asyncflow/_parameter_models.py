@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 __all__ = [
+    "SECRET_FORMAT",
     "described",
     "field_name",
     "holds_secret",
@@ -33,7 +34,7 @@ __all__ = [
     "without_texts",
 ]
 
-_SECRET = '"password"'  # the format of a secret in a JSON schema
+SECRET_FORMAT = '"password"'  # the format of a secret in a JSON schema
 
 
 def field_name(index: int) -> str:
@@ -129,7 +130,7 @@ def holds_secret(hint: Any) -> bool:
         written = make_model({"p": hint}, ["p"]).model_json_schema(schema_generator=lenient_generator())
     except Exception:  # noqa: BLE001  # a type that pydantic does not know is none of its secrets
         return False
-    return _SECRET in encode(written)
+    return SECRET_FORMAT in encode(written)
 
 
 def without_texts(message: str, given: Any) -> str:
@@ -154,5 +155,5 @@ def without_secret_defaults(schema: Any) -> Any:
         return schema
     parts: dict[str, Any] = cast("Any", schema)
     about = encode({name: part for name, part in parts.items() if name not in ("properties", "$defs")})
-    hidden = ("default", "examples") if _SECRET in about or '"$ref"' in about else ()
+    hidden = ("default", "examples") if SECRET_FORMAT in about or '"$ref"' in about else ()
     return {name: without_secret_defaults(part) for name, part in parts.items() if name not in hidden}

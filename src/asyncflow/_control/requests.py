@@ -20,7 +20,7 @@ from asyncflow._backend.base import Host
 from asyncflow._backend.detect import host_here
 from asyncflow._backend.inline import drive
 from asyncflow._control.orders import CANCEL, SUSPEND, carry_out, error_of, find_flow_run, told
-from asyncflow._deployment_rows import RequestRow
+from asyncflow._deployment_rows import NOBODY, RequestRow
 from asyncflow._deployments.run_ends import LOOK_SECONDS
 from asyncflow._outcomes import blocked
 from asyncflow._rows import FIRST_FINAL, RunRow, state_of
@@ -50,7 +50,7 @@ def rests(row: RunRow) -> bool:
 
 def is_owned(row: RunRow) -> bool:
     """Whether a run has begun and goes on in some process, as far as is known."""
-    return row.state < FIRST_FINAL and row.owner != 0 and not rests(row)
+    return row.state < FIRST_FINAL and row.owner != NOBODY and not rests(row)
 
 
 # --- being asked -----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from uuid import UUID, uuid5
 
 from asyncflow._deployment_rows import DeploymentRow
 from asyncflow._names import slug
+from asyncflow._parameter_models import SECRET_FORMAT
 from asyncflow._rows import FLOW, STATE_CODES, RunRow, json_of, microseconds
 from asyncflow.abc import RunStore
 from asyncflow.exceptions import DeploymentNotFoundError, DeploymentParametersError, NotJSONError, OptionError
@@ -40,7 +41,6 @@ _DEPLOYMENTS = UUID("7d0c2f1e-6a55-5b0e-9b5f-3f1c8f4f0a11")
 """The namespace that the ids of deployments are made in: two processes that serve "flow/name" mean the same one."""
 _SCHEDULED = STATE_CODES[StateType.SCHEDULED]
 _MOST_NEAR = 3
-_SECRET = '"password"'  # the format of a secret in a JSON schema
 
 
 def deployment_id_of(flow: str, name: str) -> bytes:
@@ -178,7 +178,7 @@ def _is_secret(facts: Mapping[str, Any], name: str) -> bool:
     """Whether a parameter is a secret by its schema, or may have one in it."""
     schema: Mapping[str, Any] = facts.get("schema", {})
     about = encode(schema.get("properties", {}).get(name))
-    return _SECRET in about or ('"$ref"' in about and _SECRET in encode(schema))
+    return SECRET_FORMAT in about or ('"$ref"' in about and SECRET_FORMAT in encode(schema))
 
 
 def encoded_parameters(deployment: str, flow: str, given: Mapping[str, Any]) -> str:
@@ -201,7 +201,7 @@ def _refuse_unknown(deployment: DeploymentRow, facts: Mapping[str, Any], given: 
     unknown = [] if facts.get("takes_any") else [name for name in given if name not in known]
     if unknown:
         listed = ", ".join(known) or "none"
-        has_secrets = _SECRET in encode(schema)  # a misspelled name may stand before one of them
+        has_secrets = SECRET_FORMAT in encode(schema)  # a misspelled name may stand before one of them
         problems = [
             (name, f"No such parameter (there are: {listed})", HIDDEN if has_secrets else preview(given[name]))
             for name in unknown
